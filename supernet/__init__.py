@@ -1,0 +1,1 @@
+"""What is trained: a weight-sharing supernet over architectures and weight formats."""

@@ -1,0 +1,1 @@
+"""Elastic blocks, one a file, each with the plain block it extracts to."""

@@ -1,0 +1,169 @@
+"""Grouped-query attention with rotary positions (arXiv 2305.13245, 2104.09864)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from supernet.elastic import (
+    Block,
+    Choices,
+    ElasticLinear,
+    ElasticModule,
+    ElasticRMSNorm,
+    Extent,
+    Linear,
+    RMSNorm,
+    expected,
+    expected_bits,
+    extent,
+    norm_bytes,
+)
+from supernet.errors import UserError
+from supernet.formats import Q4_0, check_formats
+from supernet.genes import Gene, Value
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate x (batch, heads, tokens, head_dim); channel i pairs with i + head_dim / 2, as Hugging Face's."""
+    cos, sin = rope
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-high, low), dim=-1) * sin
+
+
+def attend(
+    x: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    rope: tuple[Tensor, Tensor],
+    kv_heads: int,
+    head_dim: int,
+) -> Tensor:
+    """Causal self-attention of x (batch, tokens, d_model) under the weights q, k, v, o, each (out, in)."""
+    q_weight, k_weight, v_weight, o_weight = weights
+    heads_first = (x.shape[0], x.shape[1], -1, head_dim)
+    q = rotate(F.linear(x, q_weight).view(heads_first).transpose(1, 2), rope)
+    k = rotate(F.linear(x, k_weight).view(heads_first).transpose(1, 2), rope)
+    v = F.linear(x, v_weight).view(heads_first).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != kv_heads)
+    return F.linear(mixed.transpose(1, 2).flatten(2), o_weight)
+
+
+class Attention(Block):
+    """A plain attention block: norm, then grouped-query attention."""
+
+    def __init__(self, norm: RMSNorm, projections: Mapping[str, Linear], kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.norm = norm
+        self.q_proj, self.k_proj = projections["q_proj"], projections["k_proj"]
+        self.v_proj, self.o_proj = projections["v_proj"], projections["o_proj"]
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.q_proj.weight.shape[0] // self.head_dim
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the update for x (batch, tokens, d_model)."""
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.o_proj)
+        q, k, v, o = (p.effective() for p in projections)
+        return attend(self.norm(x), (q, k, v, o), rope, self.kv_heads, self.head_dim)
+
+
+class ElasticAttention(ElasticModule):
+    """Attention whose key-value heads, query heads for each of them, formats and presence are genes.
+
+    Query weights are viewed as (kv_heads, heads_per_kv, head_dim, d_model), so any prefix keeps every
+    query head on its own key-value head.
+    """
+
+    def __init__(
+        self,
+        d_model: Sequence[int],
+        norm_eps: float,
+        head_dim: int,
+        kv_heads: Sequence[int],
+        heads_per_kv: Sequence[int],
+        qkv_formats: Sequence[str],
+        o_formats: Sequence[str],
+        droppable: bool,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.head_dim, self.droppable = tuple(d_model), head_dim, droppable
+        self.kv_heads, self.heads_per_kv = tuple(kv_heads), tuple(heads_per_kv)
+        for key, widths in (("kv_heads", self.kv_heads), ("heads_per_kv", self.heads_per_kv)):
+            if not widths or list(widths) != sorted(set(widths)) or widths[0] < 1:
+                raise UserError(f"model.blocks.attention.{key} must ascend from 1 or more, got {list(widths)}")
+        if head_dim < 2 or head_dim % 2:
+            raise UserError(f"model.head_dim must be even for rotary positions, got {head_dim}")
+        if droppable:  # its stand-in ships in Q4_0
+            check_formats("model.blocks.attention.droppable", (Q4_0.name,), (head_dim, *self.d_model))
+        self.qkv_formats = check_formats("model.blocks.attention.qkv_formats", tuple(qkv_formats), self.d_model)
+        self.o_formats = check_formats("model.blocks.attention.o_formats", tuple(o_formats), (head_dim,))
+        width, kv, per_kv = self.d_model[-1], self.kv_heads[-1], self.heads_per_kv[-1]
+        self.norm = ElasticRMSNorm(width, norm_eps)
+        self.q_proj = ElasticLinear((kv, per_kv, head_dim), (width,), self.qkv_formats)
+        self.k_proj = ElasticLinear((kv, head_dim), (width,), self.qkv_formats)
+        self.v_proj = ElasticLinear((kv, head_dim), (width,), self.qkv_formats)
+        self.o_proj = ElasticLinear((width,), (kv, per_kv, head_dim), self.o_formats)
+
+    def genes(self) -> tuple[Gene, ...]:
+        """Return presence, head counts and formats."""
+        return (
+            Gene("active", (0, 1) if self.droppable else (1,), "switch"),
+            Gene("kv_heads", self.kv_heads, "width", needs="active"),
+            Gene("heads_per_kv", self.heads_per_kv, "width", needs="active"),
+            Gene("qkv_format", self.qkv_formats, "format", needs="active"),
+            Gene("o_format", self.o_formats, "format", needs="active"),
+        )
+
+    def forward(self, x: Tensor, choice: Choices, width: Extent, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the update for x (batch, tokens, width)."""
+        kv = extent(choice["kv_heads"], self.kv_heads)
+        per_kv = extent(choice["heads_per_kv"], self.heads_per_kv)
+        # A soft head count only masks what the output projection reads; all heads are computed.
+        all_kv = kv if isinstance(kv, int) else self.kv_heads[-1]
+        all_per_kv = per_kv if isinstance(per_kv, int) else self.heads_per_kv[-1]
+        full = x.shape[-1]
+        qkv_format = choice["qkv_format"]
+        weights = (
+            self.q_proj.effective((all_kv, all_per_kv, self.head_dim), (full,), qkv_format),
+            self.k_proj.effective((all_kv, self.head_dim), (full,), qkv_format),
+            self.v_proj.effective((all_kv, self.head_dim), (full,), qkv_format),
+            self.o_proj.effective((width,), (kv, per_kv, self.head_dim), choice["o_format"]),
+        )
+        return attend(self.norm(x, width), weights, rope, all_kv, self.head_dim)
+
+    def extract(self, choice: Mapping[str, Value], width: int) -> Attention:
+        """Return the plain block of a hard choice."""
+        kv, per_kv = int(choice["kv_heads"]), int(choice["heads_per_kv"])
+        qkv_format, o_format = str(choice["qkv_format"]), str(choice["o_format"])
+        projections = {
+            "q_proj": self.q_proj.extract((kv, per_kv, self.head_dim), (width,), qkv_format),
+            "k_proj": self.k_proj.extract((kv, self.head_dim), (width,), qkv_format),
+            "v_proj": self.v_proj.extract((kv, self.head_dim), (width,), qkv_format),
+            "o_proj": self.o_proj.extract((width,), (kv, per_kv, self.head_dim), o_format),
+        }
+        return Attention(self.norm.extract(width), projections, kv, self.head_dim)
+
+    def n_bytes(self, choice: Choices, width: Any) -> Any:
+        """Return the (expected) bytes of norm, q, k, v and o."""
+        kv = expected(choice["kv_heads"], self.kv_heads)
+        per_kv = expected(choice["heads_per_kv"], self.heads_per_kv)
+        qkv_bits = expected_bits(choice["qkv_format"], self.q_proj.formats)
+        o_bits = expected_bits(choice["o_format"], self.o_proj.formats)
+        head = kv * self.head_dim * width
+        return norm_bytes(width) + head * ((per_kv + 2) * qkv_bits + per_kv * o_bits) / 8
+
+    def stand_in_bytes(self, width: Any) -> Any:
+        """Return the bytes of one head of zeros in Q4_0, and its norm."""
+        return norm_bytes(width) + Q4_0().n_bytes(4 * self.head_dim * width)
+
+
+def zero_attention(width: int, head_dim: int, norm_eps: float) -> Attention:
+    """Return one head of zeros in Q4_0: it adds nothing, where a runtime insists on attention."""
+    shapes = {"q_proj": (head_dim, width), "k_proj": (head_dim, width), "v_proj": (head_dim, width)}
+    projections = {k: Linear(torch.zeros(s), Q4_0()) for k, s in {**shapes, "o_proj": (width, head_dim)}.items()}
+    return Attention(RMSNorm(torch.ones(width), norm_eps), projections, 1, head_dim)

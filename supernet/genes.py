@@ -1,0 +1,174 @@
+"""Genes, the search space they form, and genomes: points in it. No torch, no model.
+
+A gene is one named decision with choices in ascending cost. A genome is a tuple of choice indices, an
+architecture the same decision spelled out as gene name -> value. Everything that searches (operators,
+gates, evolution) knows genes and nothing else.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from supernet.errors import UserError
+
+Value = int | str
+Genome = tuple[int, ...]
+Architecture = dict[str, Value]
+Kind = Literal["width", "switch", "format"]
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One named decision.
+
+    Attributes:
+        name: dotted, as `layers.3.mlp.width`.
+        choices: values in ascending cost.
+        kind: `width` (an extent of a weight), `switch` (0: dropped, 1: kept) or `format`.
+        needs: name of a switch without which this gene has no effect.
+    """
+
+    name: str
+    choices: tuple[Value, ...]
+    kind: Kind
+    needs: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.choices or len(set(self.choices)) != len(self.choices):
+            raise UserError(f"gene {self.name} needs one or more different choices, got {list(self.choices)}")
+
+    def index(self, value: Value) -> int:
+        """Return the index of `value`.
+
+        Raises:
+            UserError: the gene does not offer it.
+        """
+        try:
+            return self.choices.index(value)
+        except ValueError:
+            raise UserError(f"gene {self.name} has no choice {value!r}; it offers {list(self.choices)}") from None
+
+
+class SearchSpace:
+    """An ordered tuple of genes.
+
+    Genomes are always in canonical form: a gene whose switch is off has index 0, so two genomes are equal
+    exactly when their subnets are.
+    """
+
+    def __init__(self, genes: Sequence[Gene]) -> None:
+        self.genes = tuple(genes)
+        self.position = {gene.name: i for i, gene in enumerate(self.genes)}
+        if len(self.position) != len(self.genes):
+            raise ValueError("gene names must differ")
+        self._needs = [(i, self.position[g.needs]) for i, g in enumerate(self.genes) if g.needs is not None]
+
+    def __len__(self) -> int:
+        return len(self.genes)
+
+    def __iter__(self) -> Iterator[Gene]:
+        return iter(self.genes)
+
+    @cached_property
+    def largest(self) -> Genome:
+        """The genome that takes the dearest choice everywhere."""
+        return tuple(len(gene.choices) - 1 for gene in self.genes)
+
+    @cached_property
+    def smallest(self) -> Genome:
+        """The genome that takes the cheapest choice everywhere, every switch on.
+
+        Dropping layers is a choice too, but a net without any layer is no lower end worth training.
+        """
+        return tuple(1 if g.kind == "switch" and len(g.choices) > 1 else 0 for g in self.genes)
+
+    @property
+    def n_genomes(self) -> int:
+        """How many index tuples there are (an upper bound: canonical form merges some)."""
+        product = 1
+        for gene in self.genes:
+            product *= len(gene.choices)
+        return product
+
+    def canonical(self, indices: Sequence[int]) -> Genome:
+        """Set every gene whose switch is off to index 0."""
+        genome = list(indices)
+        for i, switch in self._needs:
+            if self.genes[switch].choices[genome[switch]] == 0:
+                genome[i] = 0
+        return tuple(genome)
+
+    def sample(self, rng: np.random.Generator) -> Genome:
+        """Draw a genome, every gene uniform and independent."""
+        return self.canonical([int(rng.integers(len(gene.choices))) for gene in self.genes])
+
+    def replace(self, genome: Genome, change: Callable[[Gene, int], int]) -> Genome:
+        """Return the genome with `change(gene, index)` as every gene's index."""
+        return self.canonical([change(gene, index) for gene, index in zip(self.genes, genome, strict=True)])
+
+    def with_format(self, genome: Genome, name: str) -> Genome:
+        """Return the genome with every format gene set to the format `name`.
+
+        Raises:
+            UserError: a format gene does not offer it.
+        """
+        return self.replace(genome, lambda gene, index: gene.index(name) if gene.kind == "format" else index)
+
+    @property
+    def uniform_formats(self) -> tuple[str, ...]:
+        """The formats every format gene offers, in ascending cost."""
+        formats = [gene.choices for gene in self.genes if gene.kind == "format"]
+        return tuple(str(name) for name in formats[0] if all(name in choices for choices in formats))
+
+    def decode(self, genome: Genome) -> Architecture:
+        """Return the architecture of a genome."""
+        return {gene.name: gene.choices[index] for gene, index in zip(self.genes, genome, strict=True)}
+
+    def full_precision(self, genome: Genome) -> Architecture:
+        """Return the architecture of a genome with F32 in place of every format: the structure, unrounded."""
+        choices = self.decode(genome)
+        return {g.name: "F32" if g.kind == "format" else choices[g.name] for g in self.genes}
+
+    def encode(self, architecture: Mapping[str, Value]) -> Genome:
+        """Return the genome of an architecture.
+
+        Raises:
+            UserError: a gene is missing or unknown, or a value is not among its choices.
+        """
+        wrong = set(architecture) ^ set(self.position)
+        if wrong:
+            raise UserError(f"the architecture and the search space differ in these genes: {sorted(wrong)[:5]}")
+        return self.canonical([gene.index(architecture[gene.name]) for gene in self.genes])
+
+    def check(self, indices: Sequence[int]) -> Genome:
+        """Return `indices` as a genome.
+
+        Raises:
+            UserError: it has another length, an index out of range, or is not in canonical form.
+        """
+        genome = tuple(indices)
+        fits = len(genome) == len(self.genes) and all(
+            isinstance(i, int) and 0 <= i < len(g.choices) for i, g in zip(genome, self.genes, strict=True)
+        )
+        if not fits or self.canonical(genome) != genome:
+            raise UserError(f"{list(genome)} is not a genome of this search space")
+        return genome
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the genes as plain JSON values."""
+        return [asdict(gene) for gene in self.genes]
+
+    @classmethod
+    def from_json(cls, genes: Sequence[Mapping[str, Any]]) -> "SearchSpace":
+        """Rebuild a space that `to_json` wrote.
+
+        Raises:
+            UserError: it does not hold genes.
+        """
+        try:
+            return cls([Gene(g["name"], tuple(g["choices"]), g["kind"], g["needs"]) for g in genes])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"the search space is damaged: {error!r}") from None

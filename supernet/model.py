@@ -1,0 +1,154 @@
+"""The supernet: an elastic Llama-like decoder over injected blocks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from supernet.elastic import (
+    Choice,
+    Choices,
+    ElasticLinear,
+    ElasticModule,
+    ElasticRMSNorm,
+    Extent,
+    expected,
+    expected_bits,
+    extent,
+    norm_bytes,
+    under,
+)
+from supernet.errors import UserError
+from supernet.formats import check_formats
+from supernet.genes import Gene, SearchSpace
+
+BlockFactory = Callable[..., ElasticModule]
+
+
+def rope_table(n_tokens: int, head_dim: int, theta: float, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines, each (n_tokens, head_dim), of rotary positions (arXiv 2104.09864)."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(n_tokens, device=device, dtype=torch.float32), frequencies)
+    return torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
+
+
+class Supernet(nn.Module):
+    """Embedding, layers of elastic blocks in pre-norm residual form, norm, tied output projection.
+
+    The model owns two genes, the width of the residual stream and the embedding's format; all others
+    are collected from the blocks. Channels of the stream are prefixes too: a narrow net reads and writes
+    the first channels only.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        n_layers: int,
+        d_model: Sequence[int],
+        head_dim: int,
+        rope_theta: float,
+        norm_eps: float,
+        embedding_formats: Sequence[str],
+        blocks: Mapping[str, BlockFactory],
+    ) -> None:
+        super().__init__()
+        self.d_model = tuple(d_model)
+        if not self.d_model or list(self.d_model) != sorted(set(self.d_model)) or self.d_model[0] < 1:
+            raise UserError(f"model.d_model must ascend from 1 or more, got {list(self.d_model)}")
+        if n_layers < 1:
+            raise UserError(f"model.n_layers must be 1 or more, got {n_layers}")
+        self.vocab_size, self.context_length = vocab_size, context_length
+        self.head_dim, self.rope_theta, self.norm_eps = head_dim, rope_theta, norm_eps
+        formats = check_formats("model.embedding_formats", tuple(embedding_formats), self.d_model)
+        self.embedding = ElasticLinear((vocab_size,), (self.d_model[-1],), formats)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({name: make(d_model=self.d_model, norm_eps=norm_eps) for name, make in blocks.items()})
+            for _ in range(n_layers)
+        )
+        if list(blocks) != ["attention", "mlp"]:
+            raise UserError(f"model.blocks must hold attention and mlp, got {list(blocks)}")
+        self.norm = ElasticRMSNorm(self.d_model[-1], norm_eps)
+        self._shrink_residual_writers()
+        self.space = SearchSpace(self._genes())
+
+    def _shrink_residual_writers(self) -> None:
+        """Scale what writes to the residual stream by 1 / sqrt(2 n_layers), as GPT-2 does."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.data.mul_((2 * len(self.layers)) ** -0.5)
+
+    def blocks(self) -> list[tuple[str, ElasticModule]]:
+        """Return every block under the prefix of its genes, `layers.3.mlp.`, in forward order."""
+        return [
+            (f"layers.{i}.{name}.", block)
+            for i, layer in enumerate(self.layers)
+            for name, block in layer.items()  # type: ignore[operator, union-attr]
+        ]
+
+    def _genes(self) -> list[Gene]:
+        genes = [
+            Gene("d_model", self.d_model, "width"),
+            Gene("embedding.format", tuple(f.name for f in self.embedding.formats), "format"),
+        ]
+        for prefix, block in self.blocks():
+            for gene in block.genes():
+                needs = prefix + gene.needs if gene.needs else None
+                genes.append(replace(gene, name=prefix + gene.name, needs=needs))
+        return genes
+
+    def forward(self, tokens: Tensor, choices: Choices) -> Tensor:
+        """Return the logits (batch, tokens, vocab_size) of the subnet, or mixture of subnets, chosen.
+
+        Args:
+            tokens: ids (batch, tokens).
+            choices: for every gene a value, or probabilities over its choices.
+        """
+        width: Extent = extent(choices["d_model"], self.d_model)
+        all_width = width if isinstance(width, int) else self.d_model[-1]
+        embedding = self.embedding.effective((self.vocab_size,), (all_width,), choices["embedding.format"])
+        x = F.embedding(tokens, embedding)
+        if isinstance(width, Tensor):
+            x = x * width
+        rope = rope_table(tokens.shape[1], self.head_dim, self.rope_theta, tokens.device)
+        for prefix, block in self.blocks():
+            local = under(choices, prefix)
+            active = local["active"]
+            if isinstance(active, Tensor) and len(active) == 2:
+                x = x + active[1] * block(x, local, width, rope)
+            elif isinstance(active, Tensor) or active:
+                x = x + block(x, local, width, rope)
+        return F.linear(self.norm(x, width), embedding)
+
+    def n_bytes(self, choices: Choices) -> Any:
+        """Return the bytes of all tensors as shipped; under soft choices, their differentiable expectation.
+
+        Counts what llama.cpp needs: a layer without attention or without FFN has a stand-in for the FFN,
+        and for attention where it is the first; a layer with neither is left out (but one always stays).
+        All genes are independent under the gates, so products of expectations are exact.
+        """
+        width = expected(choices["d_model"], self.d_model)
+        bits = expected_bits(choices["embedding.format"], self.embedding.formats)
+        total = self.vocab_size * width * bits / 8 + norm_bytes(width)
+        empty: Any = 1.0  # probability that no layer was kept so far
+        blocks = self.blocks()
+        for (a_prefix, attention), (m_prefix, mlp) in zip(blocks[::2], blocks[1::2], strict=True):
+            a_local, m_local = under(choices, a_prefix), under(choices, m_prefix)
+            a, m = _kept(a_local["active"]), _kept(m_local["active"])
+            total = total + a * attention.n_bytes(a_local, width) + m * mlp.n_bytes(m_local, width)
+            total = total + a * (1 - m) * mlp.stand_in_bytes(width)
+            total = total + empty * (1 - a) * m * attention.stand_in_bytes(width)
+            empty = empty * (1 - a) * (1 - m)
+        attention, mlp = blocks[0][1], blocks[1][1]
+        return total + empty * (attention.stand_in_bytes(width) + mlp.stand_in_bytes(width))
+
+
+def _kept(active: Choice) -> Any:
+    """Return the probability that a block is kept."""
+    if isinstance(active, Tensor):
+        return active[-1]
+    return float(active)
