@@ -13,11 +13,12 @@ import sysconfig
 import threading
 import urllib.parse
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import decode_source
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from supernet.errors import UserError
 
@@ -41,23 +42,23 @@ class Document:
     slice: str
 
 
-class Corpus(Protocol):
+class Corpus(ABC):
     """What `supernet.data.prepare` needs from a source."""
 
+    @abstractmethod
     def documents(self) -> Iterator[Document]:
         """Yield every document, always in the same order."""
-        ...
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return the plain configuration (`_target_` and arguments) that builds this source again."""
-        ...
 
     def fingerprint(self) -> str | None:
         """Return a hash that pins the content without reading it, or None if only reading can tell."""
-        ...
+        return None
 
 
-class StandardLibrary:
+class StandardLibrary(Corpus):
     """The Python source of the standard library on this machine, tests left out.
 
     The slice is the top-level package or module. Another Python version is another corpus.
@@ -93,12 +94,8 @@ class StandardLibrary:
         """Return the plain configuration that builds this source again."""
         return {"_target_": "supernet.corpus.StandardLibrary"}
 
-    def fingerprint(self) -> str | None:
-        """Return None: the files decide, and they are quick to read."""
-        return None
 
-
-class TextFiles:
+class TextFiles(Corpus):
     """The user's own files or folders of them.
 
     A `.txt` or `.md` file is one document, kept to the letter; each row of a `.jsonl` or `.parquet`
@@ -136,10 +133,6 @@ class TextFiles:
             "text_key": self.text_key,
         }
 
-    def fingerprint(self) -> str | None:
-        """Return None: the files decide."""
-        return None
-
     def _files(self) -> list[tuple[Path, str]]:
         """Return every file once, with the label that names it: its path as reached from `paths`."""
         suffixes = sorted([*WHOLE_FILES, *ROW_FORMATS])
@@ -168,7 +161,7 @@ class TextFiles:
         return list(files.items())
 
 
-class HubDataset:
+class HubDataset(Corpus):
     """A dataset of the Hugging Face Hub, by name; one slice.
 
     Args:
@@ -276,7 +269,9 @@ def _text_of(row: dict[str, Any], text_key: str, where: str) -> str:
     text = row.get(text_key)
     if not isinstance(text, str):
         columns = ", ".join(sorted(row))
-        raise UserError(f"{where}: no text in column {text_key!r} (columns: {columns}); see data.corpus.text_key")
+        raise UserError(
+            f"{where}: no text in column {text_key!r} (columns: {columns}); see data.corpus.text_key"
+        )
     return text
 
 

@@ -105,6 +105,24 @@ class SearchSpace:
         """Draw a genome, every gene uniform and independent."""
         return self.canonical([int(rng.integers(len(gene.choices))) for gene in self.genes])
 
+    def sample_spread(self, rng: np.random.Generator) -> Genome:
+        """Draw a genome whose mean level is uniform: the level of each kind first, then genes around it.
+
+        Independent draws have a mean that hardly varies with many genes, so extreme budgets would never
+        be seen (LLM-QFA, arXiv 2405.20202, section 3.3). Blocks are kept with a probability drawn likewise,
+        from one half to one.
+        """
+        level = {"width": rng.random(), "format": rng.random(), "switch": 0.5 + rng.random() / 2}
+        indices = []
+        for gene in self.genes:
+            n = len(gene.choices)
+            if gene.kind == "switch":
+                indices.append(n - 1 if rng.random() < level["switch"] else 0)
+            else:
+                position = level[gene.kind] + 0.25 * rng.standard_normal()
+                indices.append(int(np.clip(position * n, 0, n - 1)))
+        return self.canonical(indices)
+
     def replace(self, genome: Genome, change: Callable[[Gene, int], int]) -> Genome:
         """Return the genome with `change(gene, index)` as every gene's index."""
         return self.canonical([change(gene, index) for gene, index in zip(self.genes, genome, strict=True)])

@@ -1,0 +1,212 @@
+"""The report's PNG files: the same results for a slide, a README or a terminal without a browser."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from search.figures import (
+    BASELINE,
+    BUDGET,
+    CANDIDATE,
+    FINALIST,
+    FRONT,
+    GRID,
+    INFEASIBLE,
+    LEANING,
+    SERIES,
+    gate_leaning,
+)
+from search.grids import BLANK, DROPPED, Cell, Grid, column_groups, column_name, grid
+from search.report_data import ReportData, label, lookup, position, progress, shipped
+from supernet.files import replacing
+
+DPI = 150
+MAX_DRAWN = 12  # finalists in one picture
+
+
+def write_pictures(data: ReportData) -> list[Path]:
+    """Write the PNGs that the data allows and return their paths; a stale one of an earlier report is removed."""
+    drawn = []
+    for name, draw in PICTURES.items():
+        path = data.search_dir / f"{name}.png"
+        figure = draw(data)
+        if figure is None:
+            path.unlink(missing_ok=True)
+            continue
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
+        drawn.append(path)
+    return drawn
+
+
+def _figure(width: float, height: float) -> Any:
+    # Figure without pyplot: no global state, and savefig takes Agg for a PNG whatever the user's backend.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _plain(axes: Any, x: str, y: str, title: str) -> Any:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(color=GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def front(data: ReportData) -> Any:
+    """The front of every target."""
+    x_name, y_name = data.axes
+    figure = _figure(8, 4.6 * max(1, len(data.targets)))
+    for row, target in enumerate(data.targets):
+        axes = figure.add_subplot(len(data.targets), 1, row + 1)
+        _plain(axes, label(x_name), f"valid {label(y_name)}", target)
+        feasible = [c for c in data.candidates if c.get("feasible", True)]
+        over = [c for c in data.candidates if not c.get("feasible", True)]
+        for entries, name, style in (
+            (over, "over budget", {"color": INFEASIBLE, "s": 14}),
+            (feasible, "candidates", {"color": CANDIDATE, "s": 14}),
+            (
+                data.baselines.get(target, []),
+                "baselines",
+                {"color": BASELINE, "marker": "D", "s": 40, "zorder": 4},
+            ),
+            (data.finalists.get(target, []), "finalists", {"color": FINALIST, "s": 60, "zorder": 5}),
+        ):
+            places = [(*position(data, e), e) for e in entries]
+            places = [p for p in places if p[0] is not None and p[1] is not None]
+            if not places:
+                continue
+            axes.scatter([p[0] for p in places], [p[1] for p in places], label=name, linewidths=0, **style)
+            for x, y, entry in places if "zorder" in style else []:
+                text = str(entry["name"]).removeprefix("finalist ").removeprefix("uniform ")
+                offset = {"xytext": (5, 5), "textcoords": "offset points"}
+                axes.annotate(_plain_text(text), (x, y), fontsize=8, color=style["color"], **offset)
+        line = sorted(p for p in (position(data, e) for e in data.front.get(target, [])) if None not in p)
+        axes.plot([p[0] for p in line], [p[1] for p in line], color=FRONT, lw=1.2, marker=".", label="front")
+        if data.budget is not None:
+            axes.axvline(data.budget, color=BUDGET, ls="--", lw=1.2, label=f"budget {data.budget:g}")
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def finalists(data: ReportData) -> Any:
+    """The architecture of each finalist, two side by side."""
+    from matplotlib.patches import Rectangle
+
+    shown = {
+        f"{target if len(data.targets) > 1 else ''} {e['name']}".strip(): e
+        for target in data.targets
+        for e in data.finalists.get(target, [])
+    }
+    items = list(shown.items())[:MAX_DRAWN]
+    if not items:
+        return None
+    grids = [grid(data.space, entry["genome"]) for _, entry in items]
+    n_columns = max(len(g.columns) for g in grids)
+    n_rows = len(grids[0].rows) + 3
+    side_by_side = min(2, len(items))
+    down = -(-len(items) // side_by_side)
+    figure = _figure(side_by_side * max(5.0, 0.72 * n_columns + 1), down * max(1.4, 0.27 * n_rows + 0.5))
+    for i, ((name, entry), laid_out) in enumerate(zip(items, grids, strict=True)):
+        axes = figure.add_subplot(down, side_by_side, i + 1)
+        size, loss = lookup(entry, "scores", "size_mb"), lookup(shipped(entry), "test_loss")
+        title = name + (f": {size:.3g} MB" if size is not None else "")
+        title += f", test loss {loss:.3f}" if loss is not None else ""
+        axes.set_title(_plain_text(title), loc="left", fontsize=10)
+        _draw_grid(axes, laid_out, Rectangle)
+    return figure
+
+
+def _draw_grid(axes: Any, laid_out: Grid, rectangle: Callable[..., Any]) -> None:
+    n_rows = len(laid_out.rows)
+    axes.set_xlim(-1.4, max(1, len(laid_out.columns)))
+    axes.set_ylim(n_rows, -2.6)
+    axes.axis("off")
+    single = "   ".join(f"{cell.gene} {cell.text}" for cell in laid_out.single if cell.text)
+    axes.text(-1.4, -2.2, _plain_text(single), fontsize=8, va="center")
+    left = 0
+    for block, width in column_groups(laid_out.columns):
+        axes.text(left + 0.05, -1.4, _plain_text(block), fontsize=8, va="center", weight="bold")
+        left += width
+    for x, column in enumerate(laid_out.columns):
+        name = _plain_text(column_name(column)).replace(" ", "\n", 1)
+        axes.text(x + 0.5, -0.55, name, fontsize=6, ha="center", va="center", linespacing=0.95)
+    for y, (prefix, cells) in enumerate(laid_out.rows):
+        axes.text(-0.1, y + 0.5, _plain_text(prefix), fontsize=7, ha="right", va="center")
+        for x, cell in enumerate(cells):
+            _draw_cell(axes, x, y, cell or Cell("", BLANK, ""), rectangle)
+
+
+def _draw_cell(axes: Any, x: int, y: int, cell: Cell, rectangle: Callable[..., Any]) -> None:
+    dropped = cell.text == DROPPED
+    style = {"hatch": "////", "edgecolor": "#aab2bd", "linewidth": 0} if dropped else {"linewidth": 0}
+    axes.add_patch(rectangle((x + 0.03, y + 0.05), 0.94, 0.9, facecolor=cell.color, **style))
+    ink = {"color": FRONT, "bbox": {"facecolor": "white", "linewidth": 0, "pad": 0.5}} if dropped else {}
+    text = _plain_text(cell.text)
+    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=7, **{"color": cell.ink, **ink})
+
+
+def gates(data: ReportData) -> Any:
+    """Expected size and leaning of the gates over training, one column a budget."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    if not data.gates.get("history"):
+        return None
+    colors = LinearSegmentedColormap.from_list("leaning", list(LEANING))
+    budgets = data.gates["budgets_mb"]
+    n_genes = len(gate_leaning(data, 0)[1])
+    figure = _figure(3.2 + 3.2 * len(budgets), 3.2 + 0.13 * n_genes)
+    parts = figure.add_gridspec(2, len(budgets), height_ratios=[2.2, max(1.0, 0.13 * n_genes)])
+    image = heat = None
+    steps = [record["step"] for record in data.gates["history"]]
+    for i, budget in enumerate(budgets):
+        axes = _plain(
+            figure.add_subplot(parts[0, i]), "training step", "expected size (MB)", f"budget {budget:g} MB"
+        )
+        axes.plot(
+            steps,
+            [record["expected_mb"][i] for record in data.gates["history"]],
+            color=SERIES[i % len(SERIES)],
+        )
+        axes.axhline(budget, color=BUDGET, ls="--", lw=1)
+        shown, genes, leaning, _ = gate_leaning(data, i)
+        heat = figure.add_subplot(parts[1, i])
+        edges = (shown[0], max(shown[-1], shown[0] + 1), n_genes - 0.5, -0.5)
+        image = heat.imshow(leaning or [[0.5]], aspect="auto", cmap=colors, vmin=0, vmax=1, extent=edges)
+        names = [_plain_text(name) for name in genes] if i == 0 else [""] * n_genes
+        heat.set_yticks(range(n_genes), names, fontsize=6)
+        heat.set_xlabel("training step")
+    bar = figure.colorbar(image, ax=heat, ticks=[0, 1], fraction=0.08)
+    bar.ax.set_yticklabels(["cheapest", "dearest"], fontsize=7)
+    return figure
+
+
+def search_progress(data: ReportData) -> Any:
+    """Best feasible score and hypervolume over the evaluations."""
+    running = progress(data)
+    figure = _figure(8, 3.2)
+    texts = (f"best feasible valid\n{label(data.axes[1])}", "hypervolume (share of the box)")
+    for i, (values, text) in enumerate(zip((running.best, running.hypervolume), texts, strict=True)):
+        axes = _plain(figure.add_subplot(1, 2, i + 1), "evaluations", text, "")
+        numbers = [float("nan") if v is None else v for v in values]
+        marker = "o" if len(values) == 1 else None
+        axes.step(
+            range(1, len(values) + 1), numbers, where="post", color=(FINALIST, SERIES[2])[i], marker=marker
+        )
+    return figure
+
+
+def _plain_text(text: str) -> str:
+    """Keep matplotlib from reading a name as a formula."""
+    return text.replace("$", r"\$")
+
+
+PICTURES: dict[str, Callable[[ReportData], Any]] = {
+    "front": front,
+    "finalists": finalists,
+    "gates": gates,
+    "progress": search_progress,
+}

@@ -1,0 +1,309 @@
+"""What the report shows, read from the files of a run, and the numbers derived from it. No drawing."""
+
+import csv
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supernet.errors import UserError
+from supernet.files import read_json
+from supernet.genes import SearchSpace
+
+Entry = Mapping[str, Any]  # one candidate, front member, finalist or baseline, as its file holds it
+
+UNITS = {"_mb": "MB", "_ms": "ms", "_bytes": "bytes", "_tokens": "tokens"}
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the report is made of.
+
+    Attributes:
+        candidates: the journal's lines, in the order of evaluation.
+        front: target name -> its non-dominated candidates.
+        finalists: target name -> its finalists.
+        baselines: target name -> its baselines.
+        gates: content of `gates.json`, empty when there were no gates.
+        summary: content of the supernet's `summary.json`, empty when absent.
+        metrics: column name -> values of `metrics.csv` (None where nothing was logged).
+        phases: the phase of every row of `metrics.csv`.
+        settings: the search's configuration, flat: dotted key -> value.
+    """
+
+    search_dir: Path
+    space: SearchSpace
+    candidates: tuple[Entry, ...]
+    front: dict[str, list[Entry]]
+    finalists: dict[str, list[Entry]]
+    baselines: dict[str, list[Entry]]
+    gates: Entry
+    summary: Entry
+    metrics: dict[str, list[float | None]]
+    phases: list[str]
+    settings: dict[str, Any]
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the targets, in the files' order."""
+        return list(dict.fromkeys([*self.finalists, *self.front]))
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        """The objectives of the front's picture: cost along x, quality along y."""
+        names = list(dict.fromkeys(name for c in self.candidates for name in c["scores"])) or [
+            "size_mb",
+            "loss",
+        ]
+        y = "loss" if "loss" in names else names[0]
+        others = [name for name in names if name != y]
+        x = "size_mb" if "size_mb" in others else (others or names)[0]
+        return x, y
+
+    @property
+    def budget(self) -> float | None:
+        """The upper bound of the cost axis, where the settings name one."""
+        wanted = (self.axes[0], "budget_mb") if self.axes[0] == "size_mb" else (self.axes[0],)
+        for key, value in self.settings.items():
+            if "budget" in key and key.split(".")[-1] in wanted and number(value) is not None:
+                return float(value)
+        return None
+
+
+def read_report_data(search_dir: Path) -> ReportData:
+    """Read the files of a finished search and of the supernet under it.
+
+    Raises:
+        UserError: the search space, the journal, the front or the finalists are missing, or a file is damaged.
+    """
+    supernet_dir = search_dir.parent.parent / "supernet"
+    targets = read_json(search_dir / "finalists.json")["targets"]
+    metrics, phases = _read_metrics(supernet_dir / "metrics.csv")
+    return ReportData(
+        search_dir=search_dir,
+        space=SearchSpace.from_json(read_json(supernet_dir / "space.json")["genes"]),
+        candidates=_read_journal(search_dir / "journal.jsonl"),
+        front={
+            name: list(members) for name, members in read_json(search_dir / "front.json")["targets"].items()
+        },
+        finalists={name: list(lists["finalists"]) for name, lists in targets.items()},
+        baselines={name: list(lists.get("baselines") or []) for name, lists in targets.items()},
+        gates=_read_optional(supernet_dir / "gates.json"),
+        summary=_read_optional(supernet_dir / "summary.json"),
+        metrics=metrics,
+        phases=phases,
+        settings=_read_settings(search_dir / "config.yaml"),
+    )
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _read_journal(path: Path) -> tuple[Entry, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the search has not evaluated anything") from None
+    try:
+        # What follows the last newline is empty, or was torn by a kill while writing.
+        records = [json.loads(line) for line in lines[:-1] if line.strip()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return tuple(record for record in records if "scores" in record)
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, list[float | None]], list[str]]:
+    if not path.exists():
+        return {}, []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if _parse(row.get("step")) is not None]
+    columns = [name for name in (rows[0] if rows else {}) if name and name != "phase"]
+    return {name: [_parse(row[name]) for row in rows] for name in columns}, [
+        row.get("phase") or "" for row in rows
+    ]
+
+
+def _parse(text: str | None) -> float | None:
+    try:
+        return number(float(text or ""))
+    except ValueError:
+        return None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    from omegaconf import OmegaConf
+
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = value
+
+    walk("", OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    return flat
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as it is, anything else (absent, NaN, text) as None."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if good else None
+
+
+def lookup(entry: Entry, *path: str) -> float | None:
+    """Return the number at `path` in nested mappings, None where a part of the path is absent or null."""
+    value: Any = entry
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return number(value)
+
+
+def label(objective: str) -> str:
+    """Return an objective's name with its unit, for an axis or a column."""
+    if objective.endswith("loss"):
+        return f"{objective.replace('_', ' ')} (nats per token)"
+    for suffix, unit in UNITS.items():
+        if objective.endswith(suffix):
+            return f"{objective.removesuffix(suffix).replace('_', ' ')} ({unit})"
+    return objective.replace("_", " ")
+
+
+def position(data: ReportData, entry: Entry) -> tuple[float | None, float | None]:
+    """Return an entry's place in the front's picture; baselines have no search score, only split losses."""
+    x, y = data.axes
+    quality = lookup(entry, "scores", y)
+    return lookup(entry, "scores", x), lookup(
+        entry, "inherited", f"valid_{y}"
+    ) if quality is None else quality
+
+
+def shipped(entry: Entry) -> Entry:
+    """Return the scores of the weights that are shipped: fine-tuned if they exist, else inherited."""
+    return entry.get("fine_tuned") or entry.get("inherited") or {}
+
+
+def is_measured(entry: Entry) -> bool:
+    """Say whether the target's runtime timed this entry."""
+    return lookup(entry, "measured", "decode_ms_p50") is not None
+
+
+def perplexity(loss: float | None) -> float | None:
+    """Return exp(loss)."""
+    return None if loss is None else math.exp(min(loss, 700))  # exp(710) is no float
+
+
+def best_finalist(data: ReportData, target: str) -> Entry | None:
+    """Return the finalist with the lowest valid loss: choosing by test loss would overfit to the test split."""
+    scored = [e for e in data.finalists.get(target, []) if lookup(shipped(e), "valid_loss") is not None]
+    return min(scored, key=lambda e: shipped(e)["valid_loss"], default=None)
+
+
+def rival(data: ReportData, target: str, finalist: Entry) -> Entry | None:
+    """Return the baseline nearest in size, uniform formats first: the net one would ship without a search."""
+    size = lookup(finalist, "scores", "size_mb")
+    sized = [e for e in data.baselines.get(target, []) if lookup(e, "scores", "size_mb") is not None]
+    uniform = [e for e in sized if str(e["name"]).startswith("uniform")] or sized
+    return (
+        min(uniform, key=lambda e: abs(e["scores"]["size_mb"] - size), default=None)
+        if size is not None
+        else None
+    )
+
+
+def lineage(data: ReportData, entry: Entry) -> list[Entry]:
+    """Return the main line of ancestors, from the first population to `entry`.
+
+    A child of two parents continues with the one that differs in fewer genes.
+    """
+    by_id = {c["id"]: c for c in data.candidates}
+    line: list[Entry] = []
+    current = by_id.get(entry.get("id"))
+    while current is not None and current not in line:
+        line.append(current)
+        parents = [by_id[i] for i in current.get("lineage", {}).get("parents") or [] if i in by_id]
+        genome = current["genome"]
+        current = min(
+            parents, key=lambda p: sum(a != b for a, b in zip(p["genome"], genome, strict=True)), default=None
+        )
+    return line[::-1]
+
+
+def changed_genes(candidate: Entry) -> list[str]:
+    """Return the genes that a candidate's operator changed."""
+    return list(candidate.get("lineage", {}).get("changed") or [])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Running results after each evaluation; None before the first feasible candidate.
+
+    Attributes:
+        best: lowest quality score of a feasible candidate so far.
+        hypervolume: share of the box between the best and the worst feasible scores that is dominated so far.
+    """
+
+    best: list[float | None]
+    hypervolume: list[float | None]
+
+
+def progress(data: ReportData) -> Progress:
+    """Return how the best score and the hypervolume grew over the evaluations."""
+    x_name, y_name = data.axes
+    points = [
+        (lookup(c, "scores", x_name), lookup(c, "scores", y_name))
+        if c.get("feasible", True)
+        else (None, None)
+        for c in data.candidates
+    ]
+    known = [(x, y) for x, y in points if x is not None and y is not None]
+    if not known:
+        return Progress([None] * len(points), [None] * len(points))
+    low, high = [tuple(extreme(p[i] for p in known) for i in (0, 1)) for extreme in (min, max)]
+    box = (high[0] - low[0]) * (high[1] - low[1])
+    front: list[tuple[float, float]] = []
+    best: list[float | None] = []
+    volume: list[float | None] = []
+    for x, y in points:
+        if x is not None and y is not None:
+            front = _with_point(front, (x, y))
+        best.append(min((p[1] for p in front), default=None))
+        volume.append(_dominated_area(front, high) / box if front and box > 0 else None)
+    return Progress(best, volume)
+
+
+def _with_point(front: list[tuple[float, float]], point: tuple[float, float]) -> list[tuple[float, float]]:
+    """Add a point to a two-dimensional front, sorted by x with falling y."""
+    i = bisect_left(front, point)
+    if i > 0 and front[i - 1][1] <= point[1]:
+        return front
+    return [*front[:i], point, *(p for p in front[i:] if p[1] < point[1])]
+
+
+def _dominated_area(front: Sequence[tuple[float, float]], reference: Sequence[float]) -> float:
+    ends = [x for x, _ in front[1:]] + [reference[0]]
+    return sum((end - x) * (reference[1] - y) for (x, y), end in zip(front, ends, strict=True))
+
+
+def thin(n_items: int, limit: int) -> list[int]:
+    """Return at most `limit` evenly spaced indices, the first and the last among them."""
+    if n_items <= limit:
+        return list(range(n_items))
+    return sorted({round(i * (n_items - 1) / (limit - 1)) for i in range(limit)})
+
+
+def operator_counts(candidates: Iterable[Entry], front_ids: set[Any]) -> list[tuple[str, int, int, int]]:
+    """Return (operator, evaluated, feasible, on a front) per operator, the most used first."""
+    counts: dict[str, list[int]] = {}
+    for c in candidates:
+        row = counts.setdefault(str(c.get("lineage", {}).get("operator", "?")), [0, 0, 0])
+        for i, hit in enumerate((True, bool(c.get("feasible", True)), c["id"] in front_ids)):
+            row[i] += hit
+    return sorted(((name, *row) for name, row in counts.items()), key=lambda r: (-r[3], -r[1], r[0]))  # type: ignore[misc]

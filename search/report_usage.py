@@ -1,0 +1,78 @@
+"""The report's last step for the reader: what each shipped net writes, and the commands that run it."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from search.report_data import Entry, ReportData
+from search.report_html import Page
+
+PROMPT = "import "
+N_TOKENS = 64
+
+
+def add_usage(page: Page, data: ReportData, target: str) -> None:
+    """Add sample text, the largest net's first, and the commands for every exported net."""
+    finalists = data.finalists.get(target, [])
+    others = [e for e in data.baselines.get(target, []) if str(e["name"]).startswith("largest")]
+    samples = [
+        (e, kind) for entries, kind in ((others, "baseline"), (finalists, "finalist")) for e in entries
+    ]
+    cards = "".join(_card(e, kind) for e, kind in samples if e.get("sample"))
+    page.add(f'<h3>Sample text</h3><div class="cards">{cards}</div>' if cards else "")
+    exported = [e for e in finalists if e.get("export")]
+    commands = "".join(_commands(data.search_dir, e) for e in exported)
+    if commands:
+        page.add('<h3>Commands</h3><p class="note">To be run in the folder of this page.</p>', commands)
+    if not cards and not commands:
+        page.add('<p class="missing">Nothing was exported, and no sample text was written.</p>')
+
+
+def _card(entry: Entry, kind: str) -> str:
+    # A model may emit control characters, which HTML forbids.
+    text = "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(entry["sample"])
+    )
+    name = escape(str(entry["name"]))
+    return f'<div><h4 class="{kind}">{name}</h4><pre>{escape(text)}</pre></div>'
+
+
+def _commands(search_dir: Path, entry: Entry) -> str:
+    folder = Path(str(entry["export"]))
+    blocks = []
+    if (search_dir / folder / "model.gguf").exists():
+        path = (folder / "model.gguf").as_posix()
+        blocks.append(f"llama-cli -m {shlex.quote(path)} -p {shlex.quote(PROMPT)} -n {N_TOKENS}")
+        blocks.append(
+            "from llama_cpp import Llama\n\n"
+            f"llama = Llama({path!r}, verbose=False)\n"
+            f'print(llama({PROMPT!r}, max_tokens={N_TOKENS})["choices"][0]["text"])'
+        )
+    if (search_dir / folder / "hf" / "config.json").exists():
+        blocks.append(_hugging_face(search_dir, (folder / "hf").as_posix()))
+    if not blocks:
+        blocks.append(f"# {folder.as_posix()} is no longer beside this page")
+    code = "".join(f'<pre class="code">{escape(block)}</pre>' for block in blocks)
+    return f'<details><summary><b class="finalist">{escape(str(entry["name"]))}</b></summary>{code}</details>'
+
+
+def _hugging_face(search_dir: Path, folder: str) -> str:
+    # Only a folder that ships its own model code needs the permission to run it.
+    trust = ", trust_remote_code=True" if _has_own_code(search_dir / folder / "config.json") else ""
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({folder!r}{trust})\n"
+        f'ids = tokenizer({PROMPT!r}, return_tensors="pt").input_ids\n'
+        f"print(tokenizer.decode(model.generate(ids, max_new_tokens={N_TOKENS})[0]))"
+    )
+
+
+def _has_own_code(path: Path) -> bool:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(config, Mapping) and "auto_map" in config

@@ -1,0 +1,213 @@
+"""Hugging Face transformers as a target: a checkpoint folder with the quantized values as plain floats."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.targets import Target
+from supernet.errors import UserError
+from supernet.genes import Value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from supernet.subnet import Decoder
+
+DTYPES = ("float32", "bfloat16", "float16")
+MODELING_FILE = "modeling_subnet.py"  # the name of hf_modeling.py inside a checkpoint
+END_OF_TEXT = "<|endoftext|>"
+
+
+class HuggingFace(Target):
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.name, self.dtype = name, _check_dtype(dtype)
+
+    def available(self) -> str | None:
+        """Return None: transformers comes with this project."""
+        return None
+
+    def supports(self, architecture: Mapping[str, Value]) -> str | None:
+        """Return None: weights are stored as floats, and the modeling file takes any sizes."""
+        return None
+
+    def export(self, decoder: Decoder, tokenizer_json: str, folder: Path) -> Path:
+        """Write the checkpoint `folder`/hf, whole or not at all, and return its path.
+
+        Raises:
+            UserError: the tokenizer does not fit, or the path holds something else.
+        """
+        path = folder / "hf"
+        export(decoder, tokenizer_json, path, self.dtype)
+        return path
+
+
+def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "float32") -> None:
+    """Write a checkpoint into `folder`, which appears complete or not at all.
+
+    Args:
+        decoder: any subnet. Its weights are stored as the values its formats can hold.
+        tokenizer_json: text of a `tokenizer.json`.
+        folder: to write; an older checkpoint there is replaced.
+        dtype: of the stored weights: float32, bfloat16 or float16. The last two round them again.
+
+    Raises:
+        UserError: an unknown dtype, a damaged tokenizer or one with more tokens than the model has
+            embeddings, or `folder` exists and is no checkpoint.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    torch_dtype = getattr(torch, _check_dtype(dtype))
+    special = _end_of_text(tokenizer_json, decoder.vocab_size)
+    sizes = [size for size in _sizes(decoder) if size["heads"] or size["ffn"]]
+    config = {**_config(decoder, sizes), "dtype": dtype, "bos_token_id": special, "eos_token_id": special}
+    tensors = {name: t.detach().to("cpu", torch_dtype).contiguous() for name, t in _tensors(decoder)}
+    tokenizer: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": decoder.config.context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    if special is not None:
+        tokenizer |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+    with _replacing_folder(folder) as temporary:
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        _write_json(temporary / "config.json", config)
+        _write_json(temporary / "generation_config.json", generation)
+        _write_json(temporary / "tokenizer_config.json", tokenizer)
+        (temporary / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        if "auto_map" in config:
+            shutil.copyfile(Path(__file__).with_name("hf_modeling.py"), temporary / MODELING_FILE)
+
+
+def _check_dtype(dtype: str) -> str:
+    if dtype not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise UserError(f"target.dtype must be one of {known}, got {dtype!r} (conf/target/huggingface.yaml)")
+    return dtype
+
+
+def _end_of_text(tokenizer_json: str, vocab_size: int) -> int | None:
+    """Return the id of the end-of-text token, None where the tokenizer has none."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # tokenizers raises the base class
+        raise UserError(f"the tokenizer is damaged: {error}") from None
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {vocab_size} embeddings"
+        )
+    return tokenizer.token_to_id(END_OF_TEXT)
+
+
+def _sizes(decoder: Decoder) -> list[dict[str, int]]:
+    """Return heads, kv_heads and ffn of every layer, 0 for a part that is absent."""
+    return [
+        {
+            "heads": layer.attention.heads if layer.attention is not None else 0,
+            "kv_heads": layer.attention.kv_heads if layer.attention is not None else 0,
+            "ffn": layer.mlp.width if layer.mlp is not None else 0,
+        }
+        for layer in decoder.layers
+    ]
+
+
+def _config(decoder: Decoder, sizes: list[dict[str, int]]) -> dict[str, Any]:
+    """Return config.json: a plain Llama's where all layers are alike, else the modeling file's."""
+    config: dict[str, Any] = {
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": decoder.d_model,
+        "head_dim": decoder.config.head_dim,
+        "rope_theta": decoder.config.rope_theta,
+        "rms_norm_eps": decoder.config.norm_eps,
+        "max_position_embeddings": decoder.config.context_length,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+    }
+    first = sizes[0] if sizes else {"heads": 0, "ffn": 0}
+    complete = first["heads"] > 0 and first["ffn"] > 0
+    # transformers' Llama insists that the heads divide the width, though their size is given.
+    if complete and all(size == first for size in sizes) and decoder.d_model % first["heads"] == 0:
+        return {
+            **config,
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "num_hidden_layers": len(sizes),
+            "num_attention_heads": first["heads"],
+            "num_key_value_heads": first["kv_heads"],
+            "intermediate_size": first["ffn"],
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            # transformers 5 reads this, transformers 4 the key of the same name above.
+            "rope_parameters": {"rope_type": "default", "rope_theta": decoder.config.rope_theta},
+        }
+    module = MODELING_FILE.removesuffix(".py")
+    return {
+        **config,
+        "architectures": ["SubnetForCausalLM"],
+        "model_type": "supernet_subnet",
+        "auto_map": {
+            "AutoConfig": f"{module}.SubnetConfig",
+            "AutoModelForCausalLM": f"{module}.SubnetForCausalLM",
+        },
+        "layers": sizes,
+    }
+
+
+def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """Yield every stored tensor under its name in transformers' Llama; empty layers are left out."""
+    yield "model.embed_tokens.weight", _quantized(decoder.embedding)
+    yield "model.norm.weight", decoder.norm.weight
+    kept = [layer for layer in decoder.layers if layer.attention is not None or layer.mlp is not None]
+    for i, layer in enumerate(kept):
+        prefix = f"model.layers.{i}."
+        if layer.attention is not None:
+            yield f"{prefix}input_layernorm.weight", layer.attention.norm.weight
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                yield f"{prefix}self_attn.{name}.weight", _quantized(getattr(layer.attention, name))
+        if layer.mlp is not None:
+            yield f"{prefix}post_attention_layernorm.weight", layer.mlp.norm.weight
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                yield f"{prefix}mlp.{name}.weight", _quantized(getattr(layer.mlp, name))
+
+
+def _quantized(linear: Any) -> Tensor:
+    """Return the values that the format of `linear` can hold."""
+    return linear.format.quantize(linear.weight.detach().float())
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    # transformers' own files, so without our format version.
+    path.write_text(
+        json.dumps({k: v for k, v in content.items() if v is not None}, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+@contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; on success its files are flushed and it takes the place."""
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UserError(f"{folder} exists and is no checkpoint: move it away")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

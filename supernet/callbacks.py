@@ -1,0 +1,87 @@
+"""What a user watches while a supernet trains: one progress bar, one CSV file."""
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor
+
+from supernet.files import write_text
+from supernet.sandwich import Schedule
+
+COLUMNS = ("loss_largest", "loss_smallest", "loss_sampled", "loss_gates", "temperature", "expected_mb")
+EVERY = 10  # steps between rows of metrics.csv
+
+
+class ProgressBar(TQDMProgressBar):
+    """One bar over all steps, whatever Lightning takes an epoch to be."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Return what the bar shows, without Lightning's version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.replace("loss_", ""): value for name, value in metrics.items()}
+
+    def init_train_tqdm(self) -> Any:
+        """Return the bar."""
+        bar = super().init_train_tqdm()
+        bar.set_description("train")
+        return bar
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count all steps, and start where a resumed run stands."""
+        self.train_progress_bar.reset(trainer.max_steps)
+        self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
+        self.train_progress_bar.set_description("train")
+
+
+class Metrics(L.Callback):
+    """Writes metrics.csv and measures tokens per second.
+
+    Rows travel in the checkpoint, so a resumed run has each step once.
+    """
+
+    def __init__(self, path: Path, schedule: Schedule, tokens_per_step: int) -> None:
+        self.path, self.schedule, self.tokens_per_step = path, schedule, tokens_per_step
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = {"alone": 0.0, "sandwich": 0.0, "gates": 0.0}
+        self._started = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Add a row now and then."""
+        step = trainer.global_step - 1
+        elapsed = time.perf_counter() - self._started
+        kind = self.schedule.kind(step)
+        self.seconds[kind] += elapsed
+        rate = self.tokens_per_step / elapsed
+        pl_module.log("tokens_per_s", rate, prog_bar=True, batch_size=1)
+        if step % EVERY == 0 or step == self.schedule.steps - 1 or kind == "gates":
+            logged = {k: float(v) for k, v in trainer.callback_metrics.items() if isinstance(v, Tensor)}
+            wanted = {"loss_gates", "temperature", "expected_mb"} if kind == "gates" else set(COLUMNS[:3])
+            values = {k: round(logged[k], 5) for k in COLUMNS if k in logged and k in wanted}
+            self.rows.append({"step": step, "phase": kind, **values, "tokens_per_s": round(rate)})
+
+    def write(self) -> None:
+        """Write metrics.csv, atomically."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ("step", "phase", *COLUMNS, "tokens_per_s"), restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return rows and times; writing the file here keeps it as fresh as the checkpoint."""
+        self.write()
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the rows of a checkpoint."""
+        self.rows, self.seconds = state["rows"], state["seconds"]

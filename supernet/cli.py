@@ -1,0 +1,25 @@
+"""What the scripts print: tables, and the command as it was typed."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+
+def typed_command() -> str:
+    """Return the command line of this process, as a user would type it."""
+    return shlex.join(["python", *sys.argv])
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # Piped into a file the width is unknown; cutting columns there would lose numbers.
+    console.print(table, width=None if console.is_terminal else 160, crop=False)

@@ -1,0 +1,300 @@
+"""Tokens: packed once into memory-mapped files, handed out as batches that are pure functions.
+
+The cache of a corpus is a directory named by the hash of everything that decides its bytes: the
+documents, the tokenizer's settings, the split fractions and `CACHE_VERSION`. It appears whole, by a
+rename, or not at all; one that does not match its own checksums is built again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from supernet.corpus import Corpus, Document
+from supernet.errors import UserError
+from supernet.files import read_json, sha256, write_json, write_text
+from supernet.randomness import generator
+from supernet.splits import split_documents
+from supernet.tokenizer import end_of_text_id, load_tokenizer, prepared, train_tokenizer
+
+CACHE_VERSION = 1  # raised whenever the same settings would give other bytes
+SPLITS = ("train", "gate", "valid", "test")
+INDEX = "index.json"
+TOKENIZER = "tokenizer.json"
+ENCODE_DOCUMENTS = 64  # tokenized at a time; an encoding takes many times its text's memory
+
+Integers = npt.NDArray[np.int64]
+
+
+class TokenData:
+    """A finished token cache, opened for reading.
+
+    A window is `sequence_length + 1` tokens: inputs and, shifted by one, targets. It may run over the
+    end of a document, which `end_of_text_id` marks.
+
+    Args:
+        directory: the cache, as `prepare` wrote it.
+        config: plain configuration that rebuilds it, by default the one it was first built with.
+
+    Attributes:
+        vocab_size: tokens of the tokenizer; below the size asked for when the corpus is tiny.
+        hash: name of the cache; equal hashes mean equal tokens.
+        slices: name of each slice; slice ids index it.
+
+    Raises:
+        UserError: the cache is missing, incomplete or damaged.
+    """
+
+    def __init__(self, directory: Path, config: dict[str, Any] | None = None) -> None:
+        index = read_json(directory / INDEX)
+        for name, digest in index["files"].items():
+            path = directory / name
+            if not path.is_file() or sha256(path) != digest:
+                raise UserError(f"{path} is damaged or missing: delete {directory} to have it built again")
+        self.directory = directory
+        self.config: dict[str, Any] = index["config"] if config is None else config
+        self.hash: str = index["hash"]
+        self.slices: list[str] = index["slices"]
+        self.tokenizer_json = (directory / TOKENIZER).read_text(encoding="utf-8")
+        self.tokenizer: Tokenizer = prepared(Tokenizer.from_str(self.tokenizer_json))
+        self.vocab_size: int = self.tokenizer.get_vocab_size()
+        self.end_of_text_id = end_of_text_id(self.tokenizer)
+        self._tokenizer_sha256: str = index["files"][TOKENIZER]
+        dtype = np.dtype(index["dtype"])
+        self._tokens = {split: np.memmap(directory / f"{split}.bin", dtype, mode="r") for split in SPLITS}
+        # (2, documents): position of each document's first token, and its slice id.
+        self._documents = {split: np.load(directory / f"{split}.documents.npy") for split in SPLITS}
+
+    def n_tokens(self, split: str) -> int:
+        """Return the number of tokens of a split, ends of text included."""
+        return len(self._tokens[split])
+
+    def batch(
+        self, split: str, seed: int, step: int, batch_size: int, sequence_length: int
+    ) -> torch.LongTensor:
+        """Return random windows (batch_size, sequence_length + 1) that depend on the arguments alone."""
+        self._require(split, sequence_length)
+        rng = generator(seed, "batch", split, step)
+        starts = rng.integers(0, self.n_tokens(split) - sequence_length, size=batch_size)
+        return self._windows(split, starts, sequence_length)
+
+    def evaluation_starts(self, split: str, n_sequences: int, sequence_length: int) -> Integers:
+        """Return the first token's position of each window of `evaluation_batch` (n_sequences,)."""
+        self._require(split, sequence_length)
+        usable = self.n_tokens(split) - 1
+        count = min(n_sequences, usable // sequence_length)
+        # One window in the middle of each of `count` equal stretches.
+        return np.array([((2 * i + 1) * usable // count - sequence_length) // 2 for i in range(count)])
+
+    def evaluation_batch(self, split: str, n_sequences: int, sequence_length: int) -> torch.LongTensor:
+        """Return windows spread evenly over the whole split (n_sequences, sequence_length + 1).
+
+        No token is a target twice: a split too short for so many windows gives fewer rows.
+        """
+        return self._windows(
+            split, self.evaluation_starts(split, n_sequences, sequence_length), sequence_length
+        )
+
+    def all_batches(self, split: str, sequence_length: int, batch_size: int) -> Iterator[torch.LongTensor]:
+        """Yield the split in order (up to batch_size, sequence_length + 1).
+
+        Window k starts at k * sequence_length. Every token is a target once, but for the first and a
+        rest shorter than a window.
+        """
+        self._require(split, sequence_length)
+        starts = np.arange((self.n_tokens(split) - 1) // sequence_length) * sequence_length
+        for first in range(0, len(starts), batch_size):
+            yield self._windows(split, starts[first : first + batch_size], sequence_length)
+
+    def slice_of(self, split: str, positions: npt.ArrayLike) -> Integers:
+        """Return the slice id of the token at each position of a split, in the shape of `positions`."""
+        starts, slice_ids = self._documents[split]
+        ids: Integers = slice_ids[np.searchsorted(starts, np.asarray(positions), side="right") - 1]
+        return ids
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values for `data.json`, among them the configuration that rebuilds the cache."""
+        return {
+            "cache": str(self.directory),
+            "hash": self.hash,
+            "tokens": {split: self.n_tokens(split) for split in SPLITS},
+            "documents": {split: self._documents[split].shape[1] for split in SPLITS},
+            "n_slices": len(self.slices),
+            "dtype": str(self._tokens["train"].dtype),
+            "vocab_size": self.vocab_size,
+            "end_of_text_id": self.end_of_text_id,
+            "tokenizer_sha256": self._tokenizer_sha256,
+            "config": self.config,
+        }
+
+    def _require(self, split: str, sequence_length: int) -> None:
+        if sequence_length < 1:
+            raise UserError(f"sequence_length is {sequence_length}; expected 1 or more")
+        if self.n_tokens(split) < sequence_length + 1:
+            remedy = "use more text or shorter sequences"
+            if split != "train":
+                remedy += f", or a larger data.{split}_fraction"
+            raise UserError(
+                f"split {split} has {self.n_tokens(split)} tokens, but one sequence of {sequence_length} "
+                f"needs {sequence_length + 1}: {remedy}"
+            )
+
+    def _windows(self, split: str, starts: Integers, sequence_length: int) -> torch.LongTensor:
+        positions = starts[:, None] + np.arange(sequence_length + 1)
+        return torch.from_numpy(self._tokens[split][positions].astype(np.int64))  # type: ignore[return-value]
+
+
+def prepare(
+    corpus: Corpus,
+    cache_dir: str,
+    vocab_size: int | None,
+    tokenizer_file: str | None,
+    gate_fraction: float,
+    valid_fraction: float,
+    test_fraction: float,
+    sequence_length: int,
+) -> TokenData:
+    """Open the token cache of a corpus, building it first if it is missing or damaged.
+
+    Args:
+        corpus: where the documents come from; held in memory while the cache is built.
+        cache_dir: folder of all caches.
+        vocab_size: tokens of the tokenizer to train on the training split; unused with a file.
+        tokenizer_file: a `tokenizer.json` to use instead.
+        gate_fraction: share of the text for the gates' own split.
+        valid_fraction: share of the text that the search sees.
+        test_fraction: share of the text that only finalists see.
+        sequence_length: tokens; every split must hold at least one window of it.
+
+    Raises:
+        UserError: an unreadable corpus or tokenizer, a setting out of range, or too little text.
+    """
+    fractions = {"gate": gate_fraction, "valid": valid_fraction, "test": test_fraction}
+    config = {
+        "_target_": "supernet.data.prepare",
+        "corpus": corpus.describe(),
+        "cache_dir": str(cache_dir),
+        "vocab_size": vocab_size,
+        "tokenizer_file": tokenizer_file,
+        **{f"{split}_fraction": fraction for split, fraction in fractions.items()},
+        "sequence_length": sequence_length,
+    }
+    tokenizer = None if tokenizer_file is None else load_tokenizer(Path(tokenizer_file))
+    if tokenizer is None and vocab_size is None:
+        raise UserError("data.vocab_size is null: give a size, or a data.tokenizer_file")
+    documents = None
+    content = corpus.fingerprint()
+    if content is None:
+        documents = _read(corpus)
+        content = _hash_of(documents)
+    identity = {
+        "version": CACHE_VERSION,
+        "content": content,
+        "tokenizer": vocab_size if tokenizer is None else sha256(Path(str(tokenizer_file))),
+        "fractions": fractions,
+    }
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    directory = Path(cache_dir) / name
+    if not _is_whole(directory):
+        splits = split_documents(documents or _read(corpus), fractions)
+        if tokenizer is None:
+            assert vocab_size is not None
+            tokenizer = train_tokenizer((document.text for document in splits["train"]), vocab_size)
+        _build(directory, splits, tokenizer, config)
+    data = TokenData(directory, config)
+    for split in SPLITS:
+        data._require(split, sequence_length)
+    return data
+
+
+def _is_whole(directory: Path) -> bool:
+    try:
+        TokenData(directory)
+    except UserError:
+        return False
+    return True
+
+
+def _read(corpus: Corpus) -> list[Document]:
+    """Return the documents that hold text, each text once: a copy in two splits would be a leak."""
+    distinct: dict[str, Document] = {}
+    for document in tqdm(corpus.documents(), desc="reading text", unit=" documents", disable=None):
+        if document.text.strip():
+            distinct.setdefault(document.text, document)
+    if not distinct:
+        raise UserError("the corpus is empty: no document of data.corpus holds any text")
+    return list(distinct.values())
+
+
+def _hash_of(documents: Sequence[Document]) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        for part in (document.name, document.slice, document.text):
+            encoded = part.encode("utf-8", "replace")
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def _build(
+    directory: Path, splits: dict[str, list[Document]], tokenizer: Tokenizer, config: dict[str, Any]
+) -> None:
+    """Write a cache beside its final place, then rename it there."""
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)
+        slices = sorted({document.slice for documents in splits.values() for document in documents})
+        write_text(temporary / TOKENIZER, tokenizer.to_str(pretty=True))
+        for split in SPLITS:
+            _pack(temporary, split, splits[split], tokenizer, dtype, slices)
+        index = {
+            "hash": directory.name,
+            "dtype": str(dtype),
+            "slices": slices,
+            "config": config,
+            "files": {path.name: sha256(path) for path in sorted(temporary.iterdir())},
+        }
+        write_json(temporary / INDEX, index)
+        if not _is_whole(directory):  # else another process was faster; its bytes are the same
+            shutil.rmtree(directory, ignore_errors=True)
+            temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _pack(
+    folder: Path,
+    split: str,
+    documents: list[Document],
+    tokenizer: Tokenizer,
+    dtype: "np.dtype[Any]",
+    slices: list[str],
+) -> None:
+    """Write a split's tokens, each document behind an end of text, and where its documents start."""
+    end_of_text = end_of_text_id(tokenizer)
+    slice_ids = {name: number for number, name in enumerate(slices)}
+    lengths: list[int] = []
+    progress = tqdm(documents, desc=f"tokenizing {split}", unit=" documents", disable=None)
+    with progress, (folder / f"{split}.bin").open("wb") as file:
+        for first in range(0, len(documents), ENCODE_DOCUMENTS):
+            texts = [document.text for document in documents[first : first + ENCODE_DOCUMENTS]]
+            for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
+                tokens = np.array([end_of_text, *encoding.ids], dtype=dtype)
+                lengths.append(len(tokens))
+                file.write(tokens.tobytes())
+            progress.update(len(texts))
+        file.flush()
+        os.fsync(file.fileno())
+    starts = np.cumsum([0, *lengths[:-1]])
+    table = np.array([starts, [slice_ids[document.slice] for document in documents]], dtype=np.int64)
+    np.save(folder / f"{split}.documents.npy", table)

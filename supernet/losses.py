@@ -1,0 +1,61 @@
+"""Losses: next-token, in-place distillation, and the evaluation both stages share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy, in nats, of logits (batch, tokens, vocab) and ids (batch, tokens)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    """-mean(sum(target * log_softmax(logits))), its gradient formed in the forward pass.
+
+    Autograd would keep the log-probabilities and walk the vocabulary three times more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        log_probabilities = logits.log_softmax(-1)
+        n = logits[..., 0].numel()
+        loss = -torch.dot(log_probabilities.flatten(), target.flatten()) / n
+        ctx.save_for_backward(log_probabilities.exp_().sub_(target).div_(n))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0], None
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean cross-entropy of a student's logits against a teacher's probabilities.
+
+    In-place distillation (BigNAS, arXiv 2003.11142): the largest net's predictions on the same batch are
+    the only labels of the smaller ones. Both arguments have shape (batch, tokens, vocab).
+    """
+    return _SoftCrossEntropy.apply(logits.float(), teacher)
+
+
+@torch.no_grad()
+def evaluate(network: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) -> tuple[float, float]:
+    """Return the mean next-token loss in nats and the next-token accuracy of a network.
+
+    Args:
+        network: token ids (batch, tokens) -> logits (batch, tokens, vocab).
+        rows: token ids (n, tokens + 1), on the network's device.
+        batch_size: rows at a time.
+    """
+    loss, correct = 0.0, 0
+    for batch in rows.split(batch_size):
+        logits = network(batch[:, :-1]).flatten(0, 1)
+        targets = batch[:, 1:].flatten()
+        loss += F.cross_entropy(logits, targets, reduction="sum").item()
+        correct += int((logits.argmax(-1) == targets).sum())
+    n = rows[:, 1:].numel()
+    return loss / n, correct / n

@@ -1,0 +1,170 @@
+"""Run directories: who may write where, and what one stage leaves for the next."""
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from supernet.config import build
+from supernet.errors import UserError
+from supernet.files import read_json, replacing, write_json, write_text
+from supernet.gates import Gates
+from supernet.genes import SearchSpace
+from supernet.model import Supernet
+
+WEIGHTS, SPACE, GATES, TOKENIZER = "model.safetensors", "space.json", "gates.json", "tokenizer.json"
+DATA, SUMMARY = "data.json", "summary.json"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder} is in use by another process") from None
+        yield
+
+
+def claim(folder: Path, config: Mapping[str, Any], fresh: bool, finished: Path, fresh_key: str) -> bool:
+    """Prepare `folder` for a stage; return whether the stage is already finished.
+
+    Args:
+        folder: the stage's directory, locked by the caller.
+        config: all settings, resolved; kept as config.yaml and compared with what is there.
+        fresh: delete what is there.
+        finished: the file a finished stage leaves.
+        fresh_key: how to say "start over", for the message.
+
+    Raises:
+        UserError: the folder holds the same stage with other settings.
+    """
+    if fresh:
+        for entry in folder.iterdir():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    kept = folder / "config.yaml"
+    if kept.exists():
+        try:
+            before = OmegaConf.to_container(OmegaConf.load(kept))
+        except Exception as error:  # any parser error at all means the same to the user
+            raise UserError(f"{kept} is damaged ({error}); {fresh_key} starts over") from None
+        differing = sorted(_flat(before).items() ^ _flat(config).items())
+        if differing:
+            keys = ", ".join(dict.fromkeys(key for key, _ in differing))
+            raise UserError(f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}")
+    else:
+        write_text(kept, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    return finished.exists()
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, str]:
+    """Return dotted key -> repr of every leaf."""
+    if isinstance(node, Mapping) and node:
+        return {k: v for key, child in node.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): repr(node)}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    found = {}
+    for package in ("supernet-search", "torch", "lightning", "tokenizers", "gguf", "llama-cpp-python", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def build_supernet(model: Mapping[str, Any], vocab_size: int) -> Supernet:
+    """Build a supernet from its configuration; its targets must occur in `conf/`."""
+    supernet = build(OmegaConf.create(dict(model)), vocab_size=vocab_size)
+    if not isinstance(supernet, Supernet):
+        supernet = supernet()
+    assert isinstance(supernet, Supernet)
+    return supernet
+
+
+def save_supernet(folder: Path, supernet: Supernet, model: Mapping[str, Any]) -> None:
+    """Write the weights and the search space that the search will read."""
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in supernet.state_dict().items()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    write_json(
+        folder / SPACE,
+        {"model": dict(model), "vocab_size": supernet.vocab_size, "genes": supernet.space.to_json()},
+    )
+
+
+@dataclass(frozen=True)
+class TrainedSupernet:
+    """What a finished training left.
+
+    Attributes:
+        folder: runs/NAME.
+        supernet: with its trained weights, on the CPU.
+        gates: content of gates.json.
+        data: content of data.json.
+        tokenizer_json: content of tokenizer.json.
+    """
+
+    folder: Path
+    supernet: Supernet
+    gates: dict[str, Any]
+    data: dict[str, Any]
+    tokenizer_json: str
+
+
+def load_supernet(run: Path) -> TrainedSupernet:
+    """Read what `train.py` left in `run`.
+
+    Raises:
+        UserError: the run is missing, unfinished or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not run.is_dir():
+        raise UserError(f"run: {run} does not exist; `python train.py +experiment=NAME` makes runs/NAME")
+    folder = run / "supernet"
+    if not (folder / SUMMARY).exists():
+        raise UserError(f"run: the training in {run} has not finished; the command that began it goes on with it")
+    read_json(folder / SUMMARY)
+    space = read_json(folder / SPACE)
+    gates, data = read_json(folder / GATES), read_json(folder / DATA)
+    try:
+        supernet = build_supernet(space["model"], space["vocab_size"])
+        if supernet.space.to_json() != SearchSpace.from_json(space["genes"]).to_json():
+            raise UserError(f"{folder / SPACE} is damaged: its genes are not those of its model")
+        supernet.load_state_dict(load_file(folder / WEIGHTS))
+        tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename or folder / WEIGHTS} is missing; the run is damaged") from None
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} is damaged: {error}") from None
+    for parameter in supernet.parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"{folder / WEIGHTS} is damaged: it holds numbers that are not finite")
+    return TrainedSupernet(run, supernet, gates, data, tokenizer_json)
+
+
+def gates_json(gates: Gates | None, budgets_mb: list[float], history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of gates.json: names, budgets, modes and the history of probabilities."""
+    names = [gene.name for gene in gates.space] if gates else []
+    modes = [list(gates.mode(i)) for i in range(gates.n_sets)] if gates else []
+    return {"budgets_mb": budgets_mb, "genes": names, "modes": modes, "history": history}

@@ -1,0 +1,99 @@
+"""Which step does what: the schedule, and the genomes of a weight step.
+
+First the largest net trains alone, then the space opens: the sandwich rule (largest, smallest, a few in
+between; Yu and Huang, arXiv 1903.05134) with every few steps given to the gates. All of it is a pure
+function of the step, which is what makes resuming exact.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from supernet.errors import UserError
+from supernet.genes import Architecture, SearchSpace
+from supernet.randomness import generator
+
+StepKind = Literal["alone", "sandwich", "gates"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what is trained, and how fast.
+
+    Attributes:
+        alone_steps: steps of the largest net in full precision.
+        joint_steps: steps after that, gate steps included.
+        n_sampled: subnets sampled in a sandwich step, beside largest and smallest.
+        smallest_every: the smallest net trains in every n-th sandwich step.
+        gate_every: every n-th joint step is a gate step; 0 for none.
+        gate_warmup: share of the joint steps before the first gate step.
+        hard_after: share of the joint steps after which gate samples are one-hot.
+        temperature: of the Gumbel-softmax, first and last.
+        warmup_steps: steps over which the learning rate rises.
+        final_lr: the last learning rate as a share of the highest; a cosine leads there.
+    """
+
+    alone_steps: int
+    joint_steps: int
+    n_sampled: int
+    smallest_every: int
+    gate_every: int
+    gate_warmup: float
+    hard_after: float
+    temperature: tuple[float, float]
+    warmup_steps: int
+    final_lr: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", tuple(self.temperature))
+        if self.alone_steps < 0 or self.joint_steps < 0 or self.steps < 1:
+            raise UserError("schedule.alone_steps and schedule.joint_steps must be 0 or more, and one of them 1")
+        if self.n_sampled < 0 or self.smallest_every < 1 or self.gate_every < 0 or self.gate_every == 1:
+            raise UserError(
+                "schedule: n_sampled must be 0 or more, smallest_every 1 or more, gate_every 0 (never) or 2 or more"
+            )
+        if len(self.temperature) != 2 or min(self.temperature) <= 0:
+            raise UserError("schedule.temperature must be two positive numbers, the first and the last")
+
+    @property
+    def steps(self) -> int:
+        """All steps."""
+        return self.alone_steps + self.joint_steps
+
+    def progress(self, step: int) -> float:
+        """Return the share of the joint steps that lies behind `step`; 0 while training alone."""
+        return max(0.0, (step - self.alone_steps) / max(1, self.joint_steps))
+
+    def kind(self, step: int) -> StepKind:
+        """Return what step `step` trains."""
+        if step < self.alone_steps:
+            return "alone"
+        turn = self.gate_every and (step - self.alone_steps) % self.gate_every == self.gate_every - 1
+        return "gates" if turn and self.progress(step) >= self.gate_warmup else "sandwich"
+
+    def lr_factor(self, step: int) -> float:
+        """Return the learning rate of `step` as a share of the highest."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def gumbel_temperature(self, step: int) -> float:
+        """Return the temperature of `step`: geometric from first to last."""
+        first, last = self.temperature
+        return float(first * (last / first) ** self.progress(step))
+
+    def hard_gates(self, step: int) -> bool:
+        """Return whether gate samples are one-hot at `step`."""
+        return self.progress(step) >= self.hard_after
+
+    def subnets(self, space: SearchSpace, seed: int, step: int) -> list[tuple[str, Architecture]]:
+        """Return (role, architecture) of every subnet that trains in weight step `step`, the largest first."""
+        if self.kind(step) == "alone":
+            return [("largest", space.full_precision(space.largest))]
+        chosen = [("largest", space.decode(space.largest))]
+        if (step - self.alone_steps) % self.smallest_every == 0:
+            chosen.append(("smallest", space.decode(space.smallest)))
+        rng = generator(seed, "sandwich", step)
+        chosen += [("sampled", space.decode(space.sample_spread(rng))) for _ in range(self.n_sampled)]
+        return chosen

@@ -1,0 +1,255 @@
+"""The steps of `train.py`, in the order it names them."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from supernet.config import build
+from supernet.data import TokenData
+from supernet.errors import UserError
+from supernet.files import read_json, write_json, write_text
+from supernet.gates import Gates
+from supernet.genes import Genome
+from supernet.losses import evaluate
+from supernet.model import Supernet
+from supernet.randomness import derive
+from supernet.run import (
+    DATA,
+    GATES,
+    SUMMARY,
+    TOKENIZER,
+    build_supernet,
+    claim,
+    gates_json,
+    locked,
+    save_supernet,
+    versions,
+)
+from supernet.sandwich import Schedule
+from supernet.subnet import extract
+from supernet.training import MB, Batches, SupernetTraining, check_budgets
+
+# Lightning imports its plotting, cloud and hub parts at once; their notes are not the user's business.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run directory.
+
+    Attributes:
+        folder: runs/NAME.
+        finished: whether there is nothing left to train.
+        command: what the user typed, for the files that say how they were made.
+    """
+
+    folder: Path
+    finished: bool
+    command: str
+
+
+def run_name(config: DictConfig) -> str:
+    """Return the run's name; a sweep's jobs append their overrides."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    name = str(config.name)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        overrides = HydraConfig.get().overrides.task
+        own = [o for o in overrides if o.split("=")[0].lstrip("+") not in ("experiment", "name", "fresh", "run")]
+        name = "_".join([name, *own])
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"name: {name!r} cannot name a directory under {config.runs_dir}/")
+    return name
+
+
+@contextmanager
+def opened(config: DictConfig) -> Iterator[Run]:
+    """Lock and claim the run directory for the time of training."""
+    from supernet.cli import typed_command
+
+    folder = Path(config.runs_dir) / run_name(config)
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    settings = {k: v for k, v in settings.items() if k != "fresh"}
+    with locked(folder):
+        finished = claim(folder, settings, config.fresh, folder / "supernet" / SUMMARY, "fresh=true")
+        yield Run(folder, finished, typed_command())
+
+
+def prepare_data(config: DictConfig) -> TokenData:
+    """Tokenize and pack the corpus, or take it from the cache."""
+    data = build(config.data, sequence_length=config.sequence_length)
+    assert isinstance(data, TokenData)
+    return data
+
+
+def make_supernet(config: DictConfig, data: TokenData) -> Supernet:
+    """Build the supernet with weights drawn from the seed."""
+    if config.sequence_length > config.model.context_length:
+        raise UserError(
+            f"sequence_length={config.sequence_length} exceeds model.context_length={config.model.context_length}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "weights"))
+        return build_supernet(cast(dict[str, Any], _plain(config.model)), data.vocab_size)
+
+
+def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
+    """Join supernet, gates, schedule and optimizer."""
+    settings = config.gates
+    schedule = build(config.schedule)
+    budgets_mb = [float(b) for b in settings.budgets_mb]
+    check_budgets(supernet.space, supernet, budgets_mb)
+    if schedule.gate_every and not budgets_mb:
+        schedule = build(config.schedule, gate_every=0)
+    return SupernetTraining(
+        supernet,
+        Gates(supernet.space, max(1, len(budgets_mb)), settings.keep_bias),
+        schedule,
+        build(config.optimizer),
+        config.seed,
+        budgets_mb,
+        settings.lr,
+        settings.multiplier_lr,
+        settings.entropy_weight,
+    )
+
+
+def fit(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData) -> Any:
+    """Train to the end of the schedule, from the last good checkpoint if there is one; return the metrics."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from supernet.callbacks import Metrics, ProgressBar
+
+    batches = Batches(data, training.schedule, config.seed, config.batch_size, config.sequence_length)
+    metrics = Metrics(run.folder / "supernet" / "metrics.csv", training.schedule, config.batch_size * config.sequence_length)
+    settings = cast(dict[str, Any], _plain(config.trainer))
+    every = settings.pop("checkpoint_every")
+    folder = run.folder / "checkpoints"
+    keep = ModelCheckpoint(
+        folder, "{step}", monitor="step", mode="max", save_top_k=2, every_n_train_steps=every, save_on_train_epoch_end=False
+    )
+    if settings["precision"] == "auto":
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        settings["precision"] = "bf16-mixed" if bf16 else "32-true"
+    logger = _logger(config, run)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning|torch.utils.data")
+        trainer = build(
+            OmegaConf.create(settings),
+            max_steps=training.schedule.steps,
+            max_epochs=-1,
+            callbacks=[keep, metrics, ProgressBar(refresh_rate=1 if os.isatty(2) else 50)],
+            logger=logger,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=run.folder,
+        )
+        try:
+            trainer.fit(training, batches, ckpt_path=_last_good(folder), weights_only=True)
+        finally:
+            if logger is not None:
+                import wandb
+
+                wandb.finish()
+    if trainer.global_step < training.schedule.steps:  # Lightning swallows Ctrl-C
+        raise KeyboardInterrupt
+    metrics.write()
+    return metrics
+
+
+def _logger(config: DictConfig, run: Run) -> Any:
+    if not config.logger:
+        return None
+    return build(config.logger, save_dir=str(run.folder), name=run.folder.name, id=run.folder.name)
+
+
+def _last_good(folder: Path) -> str | None:
+    """Return the newest checkpoint that can be read; a damaged one is named and passed over."""
+    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in newest_first:
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # any error at all: torch raises many kinds for a damaged file
+            print(f"{path} is damaged ({type(error).__name__}); going back to the checkpoint before it")
+            continue
+        return str(path)
+    return None
+
+
+def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData, metrics: Any) -> None:
+    """Evaluate, and leave what the search reads; summary.json, written last, says that all is there."""
+    folder, supernet = run.folder / "supernet", training.supernet.eval()
+    save_supernet(folder, supernet, cast(dict[str, Any], _plain(config.model)))
+    write_text(folder / TOKENIZER, data.tokenizer_json)
+    write_json(folder / DATA, data.describe())
+    gates = training.gates if training.budgets_mb else None
+    write_json(folder / GATES, gates_json(gates, training.budgets_mb, training.gate_history))
+    rows = data.evaluation_batch("valid", config.eval_sequences, config.sequence_length).to(training.device)
+    table = []
+    for name, genome in table_rows(training):
+        architecture = supernet.space.decode(genome)
+        loss, accuracy = evaluate(extract(supernet, genome).freeze_formats(), rows, config.batch_size)
+        size_mb = supernet.n_bytes(architecture) / MB
+        table.append({"name": name, "size_mb": size_mb, "valid_loss": loss, "valid_accuracy": accuracy})
+    summary = {
+        "name": run.folder.name,
+        "command": run.command,
+        "table": table,
+        "parameters": sum(p.numel() for p in supernet.parameters()),
+        "genomes": float(supernet.space.n_genomes),
+        "steps": training.schedule.steps,
+        "tokens": training.schedule.steps * config.batch_size * config.sequence_length,
+        "seconds": round(sum(metrics.seconds.values()), 1),
+        "phases": _phases(training.schedule, metrics.seconds),
+        "threads": torch.get_num_threads(),
+        "device": str(training.device),
+        "versions": versions(),
+        "corpus": data.hash,
+        "finished": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    write_json(folder / SUMMARY, summary)
+
+
+def table_rows(training: SupernetTraining) -> list[tuple[str, Genome]]:
+    """Return (name, genome) of the nets the closing table compares."""
+    space = training.supernet.space
+    rows = [("largest", space.largest)]
+    rows += [(f"uniform {f}", space.with_format(space.largest, f)) for f in reversed(space.uniform_formats)]
+    rows += [("smallest", space.smallest)]
+    for i, budget in enumerate(training.budgets_mb):
+        rows.append((f"gates for {budget:g} MB", training.gates.mode(i)))
+    return rows
+
+
+def _phases(schedule: Schedule, seconds: dict[str, float]) -> list[dict[str, Any]]:
+    kinds = [schedule.kind(step) for step in range(schedule.steps)]
+    return [{"name": k, "steps": kinds.count(k), "seconds": round(s, 1)} for k, s in seconds.items()]
+
+
+def say_finished(run: Run) -> None:
+    """Print the table and the command that comes next."""
+    from supernet.cli import print_table
+
+    summary = read_json(run.folder / "supernet" / SUMMARY)
+    if run.finished:
+        print(f"{run.folder} is finished ({summary['finished']}); fresh=true trains it again.")
+    rows = [[r["name"], f"{r['size_mb']:.3f}", f"{r['valid_loss']:.4f}", f"{r['valid_accuracy']:.2%}"] for r in summary["table"]]
+    title = f"{run.folder.name}: {summary['parameters'] / 1e6:.2f}M parameters, {summary['genomes']:.1e} subnets"
+    print_table(title, ["net", "size MB", "valid loss", "accuracy"], rows)
+    budget = next((r["size_mb"] for r in summary["table"] if r["name"] == "uniform Q4_0"), summary["table"][0]["size_mb"])
+    print(f"next: python search.py run={run.folder} budget.size_mb={budget:.2f}")
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True)

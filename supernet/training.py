@@ -1,0 +1,211 @@
+"""The LightningModule: weight steps by the sandwich rule, gate steps on their own split.
+
+One optimizer with three parameter groups serves both kinds of step: AdamW skips what has no gradient, so
+a weight step leaves the gates alone and a gate step the weights.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from supernet.data import TokenData
+from supernet.errors import UserError
+from supernet.gates import Gates
+from supernet.genes import SearchSpace
+from supernet.losses import distillation_loss, next_token_loss
+from supernet.model import Supernet
+from supernet.randomness import derive
+from supernet.sandwich import Schedule
+
+MB = 1e6
+
+
+class SupernetTraining(L.LightningModule):
+    """Trains a supernet and its gates.
+
+    Args:
+        supernet: the elastic network.
+        gates: one set for each of `budgets_mb`.
+        schedule: what each step trains.
+        make_optimizer: parameter groups -> optimizer.
+        seed: root of every random draw.
+        budgets_mb: expected size, in MB, that each set of gates is held to.
+        gate_lr: learning rate of the gates.
+        multiplier_lr: step size of the Lagrange multipliers, per relative excess over the budget.
+        entropy_weight: of the gates' entropy at the end of training, ramped up from 0.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        gates: Gates,
+        schedule: Schedule,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        seed: int,
+        budgets_mb: list[float],
+        gate_lr: float,
+        multiplier_lr: float,
+        entropy_weight: float,
+    ) -> None:
+        super().__init__()
+        self.supernet, self.gates, self.schedule = supernet, gates, schedule
+        self.make_optimizer, self.seed = make_optimizer, seed
+        self.budgets_mb, self.gate_lr = budgets_mb, gate_lr
+        self.multiplier_lr, self.entropy_weight = multiplier_lr, entropy_weight
+        self.register_buffer("multipliers", torch.zeros(max(1, len(budgets_mb))))
+        self.gate_history: list[dict[str, Any]] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return one optimizer: matrices decay, gains and gates do not, gates have their own rate."""
+        weights = list(self.supernet.parameters())
+        optimizer = self.make_optimizer(
+            [
+                {"params": [p for p in weights if p.ndim > 1]},
+                {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0},
+                {"params": [self.gates.logits], "weight_decay": 0.0, "lr": self.gate_lr},
+            ]
+        )
+        for group in optimizer.param_groups:
+            group["highest_lr"] = group["lr"]
+        return optimizer
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rates of this step (the gates' stays) and who gets gradients."""
+        step = self.global_step
+        optimizer = self.trainer.optimizers[0]
+        for group in optimizer.param_groups[:2]:
+            group["lr"] = group["highest_lr"] * self.schedule.lr_factor(step)
+        is_gate_step = self.schedule.kind(step) == "gates"
+        self.supernet.requires_grad_(not is_gate_step)
+        self.gates.requires_grad_(is_gate_step)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of token ids (batch, tokens + 1)."""
+        kind = self.schedule.kind(self.global_step)
+        loss = self._gate_loss(batch) if kind == "gates" else self._weight_loss(batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.global_step}: lower optimizer.lr or trainer.gradient_clip_val;"
+                " the last checkpoint is kept"
+            )
+        return loss
+
+    def _weight_loss(self, batch: Tensor) -> Tensor:
+        tokens, targets = batch[:, :-1], batch[:, 1:]
+        total, teacher = None, None
+        for role, architecture in self.schedule.subnets(self.supernet.space, self.seed, self.global_step):
+            logits = self.supernet(tokens, architecture)
+            if total is None:
+                loss = total = next_token_loss(logits, targets)
+                teacher = logits.detach().float().softmax(-1)
+            else:
+                assert teacher is not None
+                loss = distillation_loss(logits, teacher)
+                total = total + loss
+            self._show(f"loss_{role}", loss)
+        assert total is not None
+        return total
+
+    def _gate_loss(self, batch: Tensor) -> Tensor:
+        """Return loss + multiplier x relative excess of expected bytes + entropy, for the set whose turn it is."""
+        step = self.global_step
+        index = step // self.schedule.gate_every % self.gates.n_sets
+        noise = torch.Generator().manual_seed(derive(self.seed, "gumbel", step))
+        temperature = self.schedule.gumbel_temperature(step)
+        choices = self.gates.sample(index, temperature, self.schedule.hard_gates(step), noise)
+        loss = next_token_loss(self.supernet(batch[:, :-1], choices), batch[:, 1:])
+        expected_mb = self._expected_mb(index)
+        excess = expected_mb / self.budgets_mb[index] - 1
+        with torch.no_grad():  # dual ascent: the price of a byte rises while the budget is missed
+            self.multipliers[index] = (self.multipliers[index] + self.multiplier_lr * excess).clamp_min(0)
+        entropy = self.entropy_weight * self.schedule.progress(step) * self.gates.entropy(index)
+        self._show("loss_gates", loss)
+        self._show("temperature", torch.tensor(temperature))
+        self._show("expected_mb", expected_mb)
+        if index == self.gates.n_sets - 1:
+            self._remember(step, temperature)
+        return loss + self.multipliers[index] * excess + entropy
+
+    def _expected_mb(self, index: int) -> Tensor:
+        probabilities = self.gates.probabilities()[index]
+        return self.supernet.n_bytes(self.gates.distributions(probabilities)) / MB
+
+    @torch.no_grad()
+    def _remember(self, step: int, temperature: float) -> None:
+        self.gate_history.append(
+            {
+                "step": step,
+                "temperature": temperature,
+                "expected_mb": [self._expected_mb(i).item() for i in range(self.gates.n_sets)],
+                "probabilities": rounded_probabilities(self.gates),
+            }
+        )
+
+    def _show(self, name: str, value: Tensor) -> None:
+        self.log(name, value.detach(), prog_bar=True, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the gates' history, so that it is whole after a resume."""
+        checkpoint["gate_history"] = self.gate_history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the gates' history up again."""
+        self.gate_history = checkpoint["gate_history"]
+
+
+def rounded_probabilities(gates: Gates) -> list[list[list[float]]]:
+    """Return the probabilities per set, gene and choice, without padding."""
+    return [
+        [[round(p, 5) for p in row.tolist()] for row in gates.distributions(one_set).values()]
+        for one_set in gates.probabilities().detach()
+    ]
+
+
+def check_budgets(space: SearchSpace, supernet: Supernet, budgets_mb: list[float]) -> None:
+    """Raise UserError when a budget lies outside what the space can reach."""
+    low = supernet.n_bytes(space.decode(space.canonical([0] * len(space)))) / MB
+    high = supernet.n_bytes(space.decode(space.largest)) / MB
+    for budget in budgets_mb:
+        if not low <= budget <= high:
+            raise UserError(f"gates.budgets_mb: {budget} MB cannot be met; subnets take {low:.3f} to {high:.3f} MB")
+
+
+class _Steps(IterableDataset[Tensor]):
+    """The batch of every step from `first` on."""
+
+    def __init__(self, module: "Batches", first: int, rank: int) -> None:
+        self.module, self.first, self.rank = module, first, rank
+
+    def __iter__(self) -> Iterator[Tensor]:
+        m = self.module
+        for step in range(self.first, m.schedule.steps):
+            split = "gate" if m.schedule.kind(step) == "gates" else "train"
+            seed = derive(m.seed, "rank", self.rank)
+            yield m.data.batch(split, seed, step, m.batch_size, m.sequence_length)
+
+
+class Batches(L.LightningDataModule):
+    """Batches as a pure function of the step; the position is all the state there is."""
+
+    def __init__(self, data: TokenData, schedule: Schedule, seed: int, batch_size: int, sequence_length: int) -> None:
+        super().__init__()
+        self.data, self.schedule, self.seed = data, schedule, seed
+        self.batch_size, self.sequence_length = batch_size, sequence_length
+        self.first = 0
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Return a loader that starts where training stands."""
+        rank = self.trainer.global_rank if self.trainer else 0
+        return DataLoader(_Steps(self, self.first, rank), batch_size=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the next step."""
+        return {"step": self.trainer.global_step if self.trainer else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the step of a checkpoint."""
+        self.first = state["step"]
