@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
         data = stage.prepare_data(config)
         supernet = stage.make_supernet(config, data)
         training = stage.make_training(config, supernet)
-        metrics = stage.fit(config, run, training, data)
+        metrics = stage.train(config, run, training, data)
         stage.save(config, run, training, data, metrics)
         stage.say_finished(run)
 

@@ -39,7 +39,9 @@ class Journal:
             content = json.loads(line)
             version = content["version"]
             if version != FORMAT_VERSION:
-                raise UserError(f"{where}: format version {version!r}; this program reads version {FORMAT_VERSION}")
+                raise UserError(
+                    f"{where}: format version {version!r}; this program reads version {FORMAT_VERSION}"
+                )
             candidate = Candidate.from_json(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
@@ -52,7 +54,9 @@ class Journal:
 
     def append(self, candidates: Sequence[Candidate]) -> None:
         """Add candidates and wait until they are on disk."""
-        lines = [json.dumps({"version": FORMAT_VERSION, **c.to_json()}, separators=(",", ":")) for c in candidates]
+        lines = [
+            json.dumps({"version": FORMAT_VERSION, **c.to_json()}, separators=(",", ":")) for c in candidates
+        ]
         with self.path.open("ab") as file:
             file.write("".join(line + "\n" for line in lines).encode())
             file.flush()

@@ -4,20 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from search.figures import (
-    BASELINE,
-    BUDGET,
-    CANDIDATE,
-    FINALIST,
-    FRONT,
-    GRID,
-    INFEASIBLE,
-    LEANING,
-    SERIES,
-    gate_leaning,
-)
+from search.figures import BASELINE, BUDGET, CANDIDATE, FINALIST, FRONT, GRID, INFEASIBLE, SERIES
+from search.figures_over_time import LEANING, gate_leaning
 from search.grids import BLANK, DROPPED, Cell, Grid, column_groups, column_name, grid
-from search.report_data import ReportData, label, lookup, position, progress, shipped
+from search.report_data import ReportData, label, lookup, position, shipped
+from search.report_history import progress
 from supernet.files import replacing
 
 DPI = 150
@@ -25,7 +16,7 @@ MAX_DRAWN = 12  # finalists in one picture
 
 
 def write_pictures(data: ReportData) -> list[Path]:
-    """Write the PNGs that the data allows and return their paths; a stale one of an earlier report is removed."""
+    """Write the PNGs that the data allows, remove those of an earlier report, and return the paths."""
     drawn = []
     for name, draw in PICTURES.items():
         path = data.search_dir / f"{name}.png"
@@ -113,7 +104,7 @@ def finalists(data: ReportData) -> Any:
     for i, ((name, entry), laid_out) in enumerate(zip(items, grids, strict=True)):
         axes = figure.add_subplot(down, side_by_side, i + 1)
         size, loss = lookup(entry, "scores", "size_mb"), lookup(shipped(entry), "test_loss")
-        title = name + (f": {size:.3g} MB" if size is not None else "")
+        title = name + (f": {size:.2f} MB" if size is not None else "")
         title += f", test loss {loss:.3f}" if loss is not None else ""
         axes.set_title(_plain_text(title), loc="left", fontsize=10)
         _draw_grid(axes, laid_out, Rectangle)
@@ -188,7 +179,7 @@ def search_progress(data: ReportData) -> Any:
     """Best feasible score and hypervolume over the evaluations."""
     running = progress(data)
     figure = _figure(8, 3.2)
-    texts = (f"best feasible valid\n{label(data.axes[1])}", "hypervolume (share of the box)")
+    texts = (f"best valid {label(data.axes[1])}", "hypervolume (share of the box)")
     for i, (values, text) in enumerate(zip((running.best, running.hypervolume), texts, strict=True)):
         axes = _plain(figure.add_subplot(1, 2, i + 1), "evaluations", text, "")
         numbers = [float("nan") if v is None else v for v in values]

@@ -1,20 +1,29 @@
 """What the report shows, read from the files of a run, and the numbers derived from it. No drawing."""
 
 import csv
-import json
 import math
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from search.journal import Journal
 from supernet.errors import UserError
 from supernet.files import read_json
 from supernet.genes import SearchSpace
 
 Entry = Mapping[str, Any]  # one candidate, front member, finalist or baseline, as its file holds it
 
+COST_NAMES = {
+    "file_size_mb": ("file_size_mb", "file_mb"),
+    "prefill_ms": ("prefill_ms", "ttft_ms"),
+    "prefill_tokens": ("prefill_tokens",),
+    "decode_ms_p50": ("decode_ms_p50", "decode_ms"),
+    "decode_ms_p95": ("decode_ms_p95", "decode_p95_ms"),
+    "peak_memory_mb": ("peak_memory_mb",),
+    "kv_bytes_per_token": ("kv_bytes_per_token",),
+}
 UNITS = {"_mb": "MB", "_ms": "ms", "_bytes": "bytes", "_tokens": "tokens"}
 
 
@@ -45,6 +54,11 @@ class ReportData:
     metrics: dict[str, list[float | None]]
     phases: list[str]
     settings: dict[str, Any]
+
+    @cached_property
+    def scores_of(self) -> dict[tuple[int, ...], Entry]:
+        """Genome -> its scores in the journal."""
+        return {tuple(c["genome"]): c["scores"] for c in self.candidates}
 
     @property
     def targets(self) -> list[str]:
@@ -77,15 +91,16 @@ def read_report_data(search_dir: Path) -> ReportData:
     """Read the files of a finished search and of the supernet under it.
 
     Raises:
-        UserError: the search space, the journal, the front or the finalists are missing, or a file is damaged.
+        UserError: the search space, journal, front or finalists are missing, or a file is damaged.
     """
     supernet_dir = search_dir.parent.parent / "supernet"
+    space = SearchSpace.from_json(read_json(supernet_dir / "space.json")["genes"])
     targets = read_json(search_dir / "finalists.json")["targets"]
     metrics, phases = _read_metrics(supernet_dir / "metrics.csv")
     return ReportData(
         search_dir=search_dir,
-        space=SearchSpace.from_json(read_json(supernet_dir / "space.json")["genes"]),
-        candidates=_read_journal(search_dir / "journal.jsonl"),
+        space=space,
+        candidates=_read_journal(search_dir / "journal.jsonl", space),
         front={
             name: list(members) for name, members in read_json(search_dir / "front.json")["targets"].items()
         },
@@ -103,17 +118,11 @@ def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _read_journal(path: Path) -> tuple[Entry, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the search has not evaluated anything") from None
-    try:
-        # What follows the last newline is empty, or was torn by a kill while writing.
-        records = [json.loads(line) for line in lines[:-1] if line.strip()]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    return tuple(record for record in records if "scores" in record)
+def _read_journal(path: Path, space: SearchSpace) -> tuple[Entry, ...]:
+    candidates = Journal(path, space).candidates
+    if not candidates:
+        raise UserError(f"{path} is missing or empty: the search has not evaluated anything")
+    return tuple(candidate.to_json() for candidate in candidates)
 
 
 def _read_metrics(path: Path) -> tuple[dict[str, list[float | None]], list[str]]:
@@ -169,7 +178,7 @@ def lookup(entry: Entry, *path: str) -> float | None:
 def label(objective: str) -> str:
     """Return an objective's name with its unit, for an axis or a column."""
     if objective.endswith("loss"):
-        return f"{objective.replace('_', ' ')} (nats per token)"
+        return f"{objective.replace('_', ' ')} (nats/token)"
     for suffix, unit in UNITS.items():
         if objective.endswith(suffix):
             return f"{objective.removesuffix(suffix).replace('_', ' ')} ({unit})"
@@ -177,9 +186,11 @@ def label(objective: str) -> str:
 
 
 def position(data: ReportData, entry: Entry) -> tuple[float | None, float | None]:
-    """Return an entry's place in the front's picture; baselines have no search score, only split losses."""
+    """Return an entry's place in the front's picture; its quality is the search's score if it has one."""
     x, y = data.axes
-    quality = lookup(entry, "scores", y)
+    # The journal's score, where there is one: finalists are judged again on more rows than the search used.
+    searched = data.scores_of.get(tuple(entry.get("genome") or ()), {})
+    quality = lookup({**searched, **entry["scores"]}, y)
     return lookup(entry, "scores", x), lookup(
         entry, "inherited", f"valid_{y}"
     ) if quality is None else quality
@@ -190,9 +201,14 @@ def shipped(entry: Entry) -> Entry:
     return entry.get("fine_tuned") or entry.get("inherited") or {}
 
 
+def measured(entry: Entry, cost: str) -> float | None:
+    """Return what the target's runtime measured, under whichever name the target gives it."""
+    return next((v for name in COST_NAMES[cost] if (v := lookup(entry, "measured", name)) is not None), None)
+
+
 def is_measured(entry: Entry) -> bool:
     """Say whether the target's runtime timed this entry."""
-    return lookup(entry, "measured", "decode_ms_p50") is not None
+    return measured(entry, "decode_ms_p50") is not None
 
 
 def perplexity(loss: float | None) -> float | None:
@@ -201,7 +217,7 @@ def perplexity(loss: float | None) -> float | None:
 
 
 def best_finalist(data: ReportData, target: str) -> Entry | None:
-    """Return the finalist with the lowest valid loss: choosing by test loss would overfit to the test split."""
+    """Return the finalist with the lowest valid loss: choosing by test loss would overfit to test."""
     scored = [e for e in data.finalists.get(target, []) if lookup(shipped(e), "valid_loss") is not None]
     return min(scored, key=lambda e: shipped(e)["valid_loss"], default=None)
 
@@ -218,92 +234,8 @@ def rival(data: ReportData, target: str, finalist: Entry) -> Entry | None:
     )
 
 
-def lineage(data: ReportData, entry: Entry) -> list[Entry]:
-    """Return the main line of ancestors, from the first population to `entry`.
-
-    A child of two parents continues with the one that differs in fewer genes.
-    """
-    by_id = {c["id"]: c for c in data.candidates}
-    line: list[Entry] = []
-    current = by_id.get(entry.get("id"))
-    while current is not None and current not in line:
-        line.append(current)
-        parents = [by_id[i] for i in current.get("lineage", {}).get("parents") or [] if i in by_id]
-        genome = current["genome"]
-        current = min(
-            parents, key=lambda p: sum(a != b for a, b in zip(p["genome"], genome, strict=True)), default=None
-        )
-    return line[::-1]
-
-
-def changed_genes(candidate: Entry) -> list[str]:
-    """Return the genes that a candidate's operator changed."""
-    return list(candidate.get("lineage", {}).get("changed") or [])
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Running results after each evaluation; None before the first feasible candidate.
-
-    Attributes:
-        best: lowest quality score of a feasible candidate so far.
-        hypervolume: share of the box between the best and the worst feasible scores that is dominated so far.
-    """
-
-    best: list[float | None]
-    hypervolume: list[float | None]
-
-
-def progress(data: ReportData) -> Progress:
-    """Return how the best score and the hypervolume grew over the evaluations."""
-    x_name, y_name = data.axes
-    points = [
-        (lookup(c, "scores", x_name), lookup(c, "scores", y_name))
-        if c.get("feasible", True)
-        else (None, None)
-        for c in data.candidates
-    ]
-    known = [(x, y) for x, y in points if x is not None and y is not None]
-    if not known:
-        return Progress([None] * len(points), [None] * len(points))
-    low, high = [tuple(extreme(p[i] for p in known) for i in (0, 1)) for extreme in (min, max)]
-    box = (high[0] - low[0]) * (high[1] - low[1])
-    front: list[tuple[float, float]] = []
-    best: list[float | None] = []
-    volume: list[float | None] = []
-    for x, y in points:
-        if x is not None and y is not None:
-            front = _with_point(front, (x, y))
-        best.append(min((p[1] for p in front), default=None))
-        volume.append(_dominated_area(front, high) / box if front and box > 0 else None)
-    return Progress(best, volume)
-
-
-def _with_point(front: list[tuple[float, float]], point: tuple[float, float]) -> list[tuple[float, float]]:
-    """Add a point to a two-dimensional front, sorted by x with falling y."""
-    i = bisect_left(front, point)
-    if i > 0 and front[i - 1][1] <= point[1]:
-        return front
-    return [*front[:i], point, *(p for p in front[i:] if p[1] < point[1])]
-
-
-def _dominated_area(front: Sequence[tuple[float, float]], reference: Sequence[float]) -> float:
-    ends = [x for x, _ in front[1:]] + [reference[0]]
-    return sum((end - x) * (reference[1] - y) for (x, y), end in zip(front, ends, strict=True))
-
-
 def thin(n_items: int, limit: int) -> list[int]:
     """Return at most `limit` evenly spaced indices, the first and the last among them."""
     if n_items <= limit:
         return list(range(n_items))
     return sorted({round(i * (n_items - 1) / (limit - 1)) for i in range(limit)})
-
-
-def operator_counts(candidates: Iterable[Entry], front_ids: set[Any]) -> list[tuple[str, int, int, int]]:
-    """Return (operator, evaluated, feasible, on a front) per operator, the most used first."""
-    counts: dict[str, list[int]] = {}
-    for c in candidates:
-        row = counts.setdefault(str(c.get("lineage", {}).get("operator", "?")), [0, 0, 0])
-        for i, hit in enumerate((True, bool(c.get("feasible", True)), c["id"] in front_ids)):
-            row[i] += hit
-    return sorted(((name, *row) for name, row in counts.items()), key=lambda r: (-r[3], -r[1], r[0]))  # type: ignore[misc]

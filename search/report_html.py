@@ -10,10 +10,12 @@ STYLE = """
 :root { --ink: #1c2430; --soft: #5a6675; --line: #dfe3e9; --accent: #1d5fbf; --warm: #c2570c; }
 * { box-sizing: border-box; }
 html { scroll-padding-top: 52px; }
+body { overflow-wrap: break-word; }
 body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
 main { max-width: 1200px; margin: 0 auto; padding: 20px 28px 60px; }
 nav { position: sticky; top: 0; z-index: 2000; background: #fff; border-bottom: 1px solid var(--line); }
-nav div { max-width: 1200px; margin: 0 auto; padding: 9px 28px; display: flex; flex-wrap: wrap; gap: 2px 18px; }
+nav div { max-width: 1200px; margin: 0 auto; padding: 9px 28px; }
+nav div { display: flex; flex-wrap: wrap; gap: 2px 18px; }
 nav a { color: var(--soft); text-decoration: none; font-size: 13px; }
 nav a:hover { color: var(--accent); }
 nav b { font-size: 13px; }
@@ -21,16 +23,17 @@ h1 { font-size: 30px; line-height: 1.2; margin: 14px 0 6px; letter-spacing: -0.0
 h2 { font-size: 21px; margin: 44px 0 6px; padding-top: 14px; border-top: 1px solid var(--line); }
 h3 { font-size: 16px; margin: 26px 0 4px; }
 p { margin: 4px 0 10px; max-width: 84ch; }
-.lead { font-size: 17px; }
+.lead { font-size: 17px; max-width: none; }
 .note, figcaption { color: var(--soft); font-size: 13.5px; max-width: 100ch; }
 .missing { color: var(--soft); background: #f5f6f8; padding: 8px 12px; border-radius: 6px; max-width: none; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 18px 0; }
+.facts { display: grid; gap: 12px; margin: 18px 0; }
+.facts { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
 .facts div { border: 1px solid var(--line); border-radius: 8px; padding: 9px 13px; overflow-wrap: anywhere; }
 .facts span { display: block; color: var(--soft); font-size: 12.5px; }
-.facts b { font-size: 18px; font-weight: 600; }
+.facts b { font-size: 16px; font-weight: 600; }
 .wide { overflow-x: auto; margin: 8px 0 12px; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-.data { min-width: 100%; }
+.data.full { min-width: 100%; }
 .data td, .data th { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--line); }
 .data td { white-space: nowrap; }
 .data td.text, .data th.text { text-align: left; }
@@ -45,15 +48,18 @@ table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabu
 .finalist { color: var(--accent); font-weight: 600; }
 .baseline { color: var(--warm); }
 tr.best td { background: #eef4fc; }
-.grid td, .grid th { font-size: 12px; padding: 2px 4px; }
-.grid td { min-width: 58px; height: 24px; text-align: center; border: 2px solid #fff; border-radius: 4px; }
+.grid td, .grid th { font-size: 12px; padding: 2px 1px; }
+.grid td { width: 52px; min-width: 52px; height: 24px; text-align: center; border: 2px solid #fff; }
 .grid th { font-weight: 600; text-align: left; white-space: nowrap; padding-right: 8px; }
-.grid tr.names th { font-weight: 400; color: var(--soft); text-align: center; white-space: normal; padding: 0 4px 3px; }
+.grid tr.names th { font-weight: 400; color: var(--soft); text-align: center; white-space: normal; }
+.grid tr.names th { padding: 0 3px 3px; line-height: 1.2; max-width: 54px; vertical-align: bottom; }
+.grid td.dropped { font-size: 11px; }
 .dropped { color: var(--soft);
   background: repeating-linear-gradient(135deg, #e7eaee 0 4px, #f6f7f9 4px 8px); }
-.nets { display: flex; flex-wrap: wrap; gap: 22px 40px; }
+.nets { display: flex; flex-wrap: wrap; gap: 6px 28px; }
 .nets > div { max-width: 100%; }
-.chips { margin: 4px 0; } .chip { display: inline-block; font-size: 12px; padding: 2px 8px; border-radius: 4px; }
+.chips { margin: 4px 0; }
+.chip { display: inline-block; font-size: 12px; padding: 2px 8px; border-radius: 4px; }
 .chip { margin-right: 6px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 14px; }
 .cards > div { border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; min-width: 0; }
@@ -141,8 +147,9 @@ def table(columns: Sequence[Column], rows: Sequence[Row], sorted_by: int | None 
             groups += f'<th colspan="{end - start}"{edge}>{escape(columns[start].group)}</th>'
         groups = f'<tr class="groups">{groups}</tr>'
     body = "".join(_row(columns, row) for row in rows)
+    css = "data full" if len(columns) > 5 else "data"
     head = f'<thead>{groups}<tr class="heads">{heads}</tr></thead>'
-    return f'<div class="wide"><table class="data">{head}<tbody>{body}</tbody></table></div>'
+    return f'<div class="wide"><table class="{css}">{head}<tbody>{body}</tbody></table></div>'
 
 
 def _css(columns: Sequence[Column], i: int) -> str:
@@ -190,7 +197,9 @@ class Page:
         import plotly.io
 
         self._figures += 1
-        config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+        # No button that would send the figure, and with it the user's data, to plotly's cloud.
+        private = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False}
+        config = {**private, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
         name = f"figure-{self._figures}"
         html = plotly.io.to_html(figure, config=config, include_plotlyjs=False, full_html=False, div_id=name)
         self.add(f"<figure>{html}<figcaption>{caption}</figcaption></figure>")

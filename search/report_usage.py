@@ -9,7 +9,7 @@ from pathlib import Path
 from search.report_data import Entry, ReportData
 from search.report_html import Page
 
-PROMPT = "import "
+PROMPT = "import "  # where the settings name none
 N_TOKENS = 64
 
 
@@ -23,7 +23,8 @@ def add_usage(page: Page, data: ReportData, target: str) -> None:
     cards = "".join(_card(e, kind) for e, kind in samples if e.get("sample"))
     page.add(f'<h3>Sample text</h3><div class="cards">{cards}</div>' if cards else "")
     exported = [e for e in finalists if e.get("export")]
-    commands = "".join(_commands(data.search_dir, e) for e in exported)
+    prompt = str(data.settings.get("prompt") or PROMPT)
+    commands = "".join(_commands(data.search_dir, e, prompt, e is exported[0]) for e in exported)
     if commands:
         page.add('<h3>Commands</h3><p class="note">To be run in the folder of this page.</p>', commands)
     if not cards and not commands:
@@ -39,33 +40,35 @@ def _card(entry: Entry, kind: str) -> str:
     return f'<div><h4 class="{kind}">{name}</h4><pre>{escape(text)}</pre></div>'
 
 
-def _commands(search_dir: Path, entry: Entry) -> str:
+def _commands(search_dir: Path, entry: Entry, prompt: str, opened: bool) -> str:
+    mark = " open" if opened else ""
     folder = Path(str(entry["export"]))
     blocks = []
     if (search_dir / folder / "model.gguf").exists():
         path = (folder / "model.gguf").as_posix()
-        blocks.append(f"llama-cli -m {shlex.quote(path)} -p {shlex.quote(PROMPT)} -n {N_TOKENS}")
+        blocks.append(f"llama-cli -m {shlex.quote(path)} -p {shlex.quote(prompt)} -n {N_TOKENS}")
         blocks.append(
             "from llama_cpp import Llama\n\n"
             f"llama = Llama({path!r}, verbose=False)\n"
-            f'print(llama({PROMPT!r}, max_tokens={N_TOKENS})["choices"][0]["text"])'
+            f'print(llama({prompt!r}, max_tokens={N_TOKENS})["choices"][0]["text"])'
         )
     if (search_dir / folder / "hf" / "config.json").exists():
-        blocks.append(_hugging_face(search_dir, (folder / "hf").as_posix()))
+        blocks.append(_hugging_face(search_dir, (folder / "hf").as_posix(), prompt))
     if not blocks:
         blocks.append(f"# {folder.as_posix()} is no longer beside this page")
     code = "".join(f'<pre class="code">{escape(block)}</pre>' for block in blocks)
-    return f'<details><summary><b class="finalist">{escape(str(entry["name"]))}</b></summary>{code}</details>'
+    name = escape(str(entry["name"]))
+    return f'<details{mark}><summary><b class="finalist">{name}</b></summary>{code}</details>'
 
 
-def _hugging_face(search_dir: Path, folder: str) -> str:
+def _hugging_face(search_dir: Path, folder: str, prompt: str) -> str:
     # Only a folder that ships its own model code needs the permission to run it.
     trust = ", trust_remote_code=True" if _has_own_code(search_dir / folder / "config.json") else ""
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
         f"model = AutoModelForCausalLM.from_pretrained({folder!r}{trust})\n"
-        f'ids = tokenizer({PROMPT!r}, return_tensors="pt").input_ids\n'
+        f'ids = tokenizer({prompt!r}, return_tensors="pt").input_ids\n'
         f"print(tokenizer.decode(model.generate(ids, max_new_tokens={N_TOKENS})[0]))"
     )
 

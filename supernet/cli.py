@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def typed_command() -> str:
@@ -23,3 +24,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console = Console()
     # Piped into a file the width is unknown; cutting columns there would lose numbers.
     console.print(table, width=None if console.is_terminal else 160, crop=False)
+
+
+def progress(**settings: Any) -> Any:
+    """Return a tqdm bar that redraws itself on a terminal and says a line now and then in a log."""
+    from tqdm import tqdm
+
+    seconds = 0.1 if sys.stderr.isatty() else 20.0
+    return tqdm(mininterval=seconds, maxinterval=seconds, **settings)

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -42,22 +42,24 @@ class SearchConfig:
     search: str
     seed: int
     fresh: bool
-    export: str | None
+    export: int | None
+    budget: Any
     evaluations: int
     batch: int
     eval_sequences: int
+    judge_sequences: int
     eval_batch_size: int
-    n_finalists: int
-    n_measured: int
     n_threads: int
+    n_measured: int
+    n_finalists: int
+    finalist_share: float
     prompt: str
-    budget: dict[str, float]
     evolution: Any
     objectives: Any
-    finetune: Any
     target: Any
     exports: Any
-    first_population: Any = field(default_factory=dict)
+    finetune: Any
+    first_population: Any
 
 
 def register() -> None:
@@ -146,7 +148,9 @@ def _check_targets(node: Any) -> None:
     if isinstance(node, DictConfig | dict):
         target = node.get("_target_")
         if target is not None and target not in _known_targets():
-            raise UserError(f"{target} is no target of conf/; a configuration may only name what occurs there")
+            raise UserError(
+                f"{target} is no target of conf/; a configuration may only name what occurs there"
+            )
         for key in node:
             _check_targets(node[key])
     elif isinstance(node, ListConfig | list):

@@ -225,16 +225,7 @@ class HubDataset(Corpus):
 
     def describe(self) -> dict[str, Any]:
         """Return the plain configuration that builds this source again."""
-        return {
-            "_target_": "supernet.corpus.HubDataset",
-            "name": self.name,
-            "config": self.config,
-            "split": self.split,
-            "text_key": self.text_key,
-            "streaming": self.streaming,
-            "revision": self.revision,
-            "max_documents": self.max_documents,
-        }
+        return {"_target_": "supernet.corpus.HubDataset", **vars(self)}
 
     def fingerprint(self) -> str | None:
         """Return a hash when the revision is a full commit hash, which cannot come to mean other data."""

@@ -100,9 +100,8 @@ class TokenData:
 
         No token is a target twice: a split too short for so many windows gives fewer rows.
         """
-        return self._windows(
-            split, self.evaluation_starts(split, n_sequences, sequence_length), sequence_length
-        )
+        starts = self.evaluation_starts(split, n_sequences, sequence_length)
+        return self._windows(split, starts, sequence_length)
 
     def all_batches(self, split: str, sequence_length: int, batch_size: int) -> Iterator[torch.LongTensor]:
         """Yield the split in order (up to batch_size, sequence_length + 1).
@@ -182,7 +181,7 @@ def prepare(
     config = {
         "_target_": "supernet.data.prepare",
         "corpus": corpus.describe(),
-        "cache_dir": str(cache_dir),
+        "cache_dir": cache_dir,
         "vocab_size": vocab_size,
         "tokenizer_file": tokenizer_file,
         **{f"{split}_fraction": fraction for split, fraction in fractions.items()},
@@ -257,17 +256,15 @@ def _build(
         write_text(temporary / TOKENIZER, tokenizer.to_str(pretty=True))
         for split in SPLITS:
             _pack(temporary, split, splits[split], tokenizer, dtype, slices)
-        index = {
-            "hash": directory.name,
-            "dtype": str(dtype),
-            "slices": slices,
-            "config": config,
-            "files": {path.name: sha256(path) for path in sorted(temporary.iterdir())},
-        }
-        write_json(temporary / INDEX, index)
-        if not _is_whole(directory):  # else another process was faster; its bytes are the same
-            shutil.rmtree(directory, ignore_errors=True)
+        index = {"hash": directory.name, "dtype": str(dtype), "slices": slices, "config": config}
+        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / INDEX, {**index, "files": files})
+        try:
             temporary.rename(directory)
+        except OSError:  # it exists: damaged, or another process was faster and its bytes are the same
+            if not _is_whole(directory):
+                shutil.rmtree(directory)
+                temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -92,8 +92,8 @@ class ElasticLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(*out_axes, *in_axes))
         nn.init.normal_(self.weight, std=1 / math.sqrt(math.prod(in_axes)))
 
-    def _matrix(self, extents: Sequence[Extent]) -> Tensor:
-        weight = self.weight
+    def _matrix(self, extents: Sequence[Extent], weight: Tensor) -> Tensor:
+        """Return the hard extents' prefix of `weight`, flattened to (out, in)."""
         for axis, size in enumerate(extents):
             if isinstance(size, int):
                 weight = weight.narrow(axis, 0, size)
@@ -102,7 +102,7 @@ class ElasticLinear(nn.Module):
 
     def effective(self, out: Sequence[Extent], in_: Sequence[Extent], choice: Choice) -> Tensor:
         """Return the weight (out, in) for the extents in use and a hard or soft format."""
-        matrix = self._matrix((*out, *in_))
+        matrix = self._matrix((*out, *in_), self.weight)
         if not isinstance(choice, Tensor):
             matrix = format_named(str(choice)).fake_quantize(matrix)
         elif len(self.formats) == 1:
@@ -119,7 +119,7 @@ class ElasticLinear(nn.Module):
 
     def extract(self, out: Sequence[int], in_: Sequence[int], weight_format: str) -> Linear:
         """Return a plain projection with a copy of the prefix."""
-        return Linear(self._matrix((*out, *in_)).detach().clone(), format_named(weight_format))
+        return Linear(self._matrix((*out, *in_), self.weight).detach().clone(), format_named(weight_format))
 
 
 def _flat_mask(extents: Sequence[Extent], axes: Sequence[int], like: Tensor) -> Tensor:

@@ -191,5 +191,7 @@ def check_formats(key: str, names: tuple[str, ...], widths: tuple[int, ...]) -> 
     for f in formats:
         for width in widths:
             if width % f.group:
-                raise UserError(f"{key}: a width of {width} does not fit {f.name}, whose groups hold {f.group} weights")
+                raise UserError(
+                    f"{key}: a width of {width} does not fit {f.name}, whose groups hold {f.group} weights"
+                )
     return names

@@ -49,7 +49,9 @@ class Gene:
         try:
             return self.choices.index(value)
         except ValueError:
-            raise UserError(f"gene {self.name} has no choice {value!r}; it offers {list(self.choices)}") from None
+            raise UserError(
+                f"gene {self.name} has no choice {value!r}; it offers {list(self.choices)}"
+            ) from None
 
 
 class SearchSpace:
@@ -84,6 +86,11 @@ class SearchSpace:
         Dropping layers is a choice too, but a net without any layer is no lower end worth training.
         """
         return tuple(1 if g.kind == "switch" and len(g.choices) > 1 else 0 for g in self.genes)
+
+    @cached_property
+    def cheapest(self) -> Genome:
+        """The genome that takes the cheapest choice everywhere: whatever can be dropped is."""
+        return (0,) * len(self.genes)
 
     @property
     def n_genomes(self) -> int:
@@ -158,7 +165,9 @@ class SearchSpace:
         """
         wrong = set(architecture) ^ set(self.position)
         if wrong:
-            raise UserError(f"the architecture and the search space differ in these genes: {sorted(wrong)[:5]}")
+            raise UserError(
+                f"the architecture and the search space differ in these genes: {sorted(wrong)[:5]}"
+            )
         return self.canonical([gene.index(architecture[gene.name]) for gene in self.genes])
 
     def check(self, indices: Sequence[int]) -> Genome:

@@ -65,7 +65,9 @@ def claim(folder: Path, config: Mapping[str, Any], fresh: bool, finished: Path, 
         differing = sorted(_flat(before).items() ^ _flat(config).items())
         if differing:
             keys = ", ".join(dict.fromkeys(key for key, _ in differing))
-            raise UserError(f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}")
+            raise UserError(
+                f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}"
+            )
     else:
         write_text(kept, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     return finished.exists()
@@ -81,7 +83,15 @@ def _flat(node: Any, prefix: str = "") -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Return the versions of what a result depends on."""
     found = {}
-    for package in ("supernet-search", "torch", "lightning", "tokenizers", "gguf", "llama-cpp-python", "transformers"):
+    for package in (
+        "supernet-search",
+        "torch",
+        "lightning",
+        "tokenizers",
+        "gguf",
+        "llama-cpp-python",
+        "transformers",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -143,7 +153,9 @@ def load_supernet(run: Path) -> TrainedSupernet:
         raise UserError(f"run: {run} does not exist; `python train.py +experiment=NAME` makes runs/NAME")
     folder = run / "supernet"
     if not (folder / SUMMARY).exists():
-        raise UserError(f"run: the training in {run} has not finished; the command that began it goes on with it")
+        raise UserError(
+            f"run: the training in {run} has not finished; the command that began it goes on with it"
+        )
     read_json(folder / SUMMARY)
     space = read_json(folder / SPACE)
     gates, data = read_json(folder / GATES), read_json(folder / DATA)

@@ -1,9 +1,6 @@
 """The steps of `train.py`, in the order it names them."""
 
-import logging
-import os
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +14,11 @@ from supernet.config import build
 from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import read_json, write_json, write_text
+from supernet.fitting import Batches, fit
 from supernet.gates import Gates
 from supernet.genes import Genome
 from supernet.losses import evaluate
+from supernet.metrics import Metrics
 from supernet.model import Supernet
 from supernet.randomness import derive
 from supernet.run import (
@@ -36,10 +35,7 @@ from supernet.run import (
 )
 from supernet.sandwich import Schedule
 from supernet.subnet import extract
-from supernet.training import MB, Batches, SupernetTraining, check_budgets
-
-# Lightning imports its plotting, cloud and hub parts at once; their notes are not the user's business.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+from supernet.training import MB, SupernetTraining, check_budgets
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,9 @@ def run_name(config: DictConfig) -> str:
     name = str(config.name)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         overrides = HydraConfig.get().overrides.task
-        own = [o for o in overrides if o.split("=")[0].lstrip("+") not in ("experiment", "name", "fresh", "run")]
+        own = [
+            o for o in overrides if o.split("=")[0].lstrip("+") not in ("experiment", "name", "fresh", "run")
+        ]
         name = "_".join([name, *own])
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"name: {name!r} cannot name a directory under {config.runs_dir}/")
@@ -125,45 +123,28 @@ def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
     )
 
 
-def fit(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData) -> Any:
-    """Train to the end of the schedule, from the last good checkpoint if there is one; return the metrics."""
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
-    from supernet.callbacks import Metrics, ProgressBar
-
-    batches = Batches(data, training.schedule, config.seed, config.batch_size, config.sequence_length)
-    metrics = Metrics(run.folder / "supernet" / "metrics.csv", training.schedule, config.batch_size * config.sequence_length)
-    settings = cast(dict[str, Any], _plain(config.trainer))
-    every = settings.pop("checkpoint_every")
-    folder = run.folder / "checkpoints"
-    keep = ModelCheckpoint(
-        folder, "{step}", monitor="step", mode="max", save_top_k=2, every_n_train_steps=every, save_on_train_epoch_end=False
+def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData) -> Metrics:
+    """Train to the end of the schedule; return the training curves."""
+    schedule = training.schedule
+    batches = Batches(
+        data,
+        schedule.steps,
+        lambda step: "gate" if schedule.kind(step) == "gates" else "train",
+        config.seed,
+        config.batch_size,
+        config.sequence_length,
     )
-    if settings["precision"] == "auto":
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        settings["precision"] = "bf16-mixed" if bf16 else "32-true"
+    metrics = Metrics(
+        run.folder / "supernet" / "metrics.csv", schedule, config.batch_size * config.sequence_length
+    )
     logger = _logger(config, run)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning|torch.utils.data")
-        trainer = build(
-            OmegaConf.create(settings),
-            max_steps=training.schedule.steps,
-            max_epochs=-1,
-            callbacks=[keep, metrics, ProgressBar(refresh_rate=1 if os.isatty(2) else 50)],
-            logger=logger,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=run.folder,
-        )
-        try:
-            trainer.fit(training, batches, ckpt_path=_last_good(folder), weights_only=True)
-        finally:
-            if logger is not None:
-                import wandb
+    try:
+        fit(training, batches, run.folder / "checkpoints", _plain(config.trainer), "train", [metrics], logger)
+    finally:
+        if logger is not None:  # a sweep's jobs share this process
+            import wandb
 
-                wandb.finish()
-    if trainer.global_step < training.schedule.steps:  # Lightning swallows Ctrl-C
-        raise KeyboardInterrupt
+            wandb.finish()
     metrics.write()
     return metrics
 
@@ -174,20 +155,7 @@ def _logger(config: DictConfig, run: Run) -> Any:
     return build(config.logger, save_dir=str(run.folder), name=run.folder.name, id=run.folder.name)
 
 
-def _last_good(folder: Path) -> str | None:
-    """Return the newest checkpoint that can be read; a damaged one is named and passed over."""
-    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in newest_first:
-        try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # any error at all: torch raises many kinds for a damaged file
-            print(f"{path} is damaged ({type(error).__name__}); going back to the checkpoint before it")
-            continue
-        return str(path)
-    return None
-
-
-def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData, metrics: Any) -> None:
+def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData, metrics: Metrics) -> None:
     """Evaluate, and leave what the search reads; summary.json, written last, says that all is there."""
     folder, supernet = run.folder / "supernet", training.supernet.eval()
     save_supernet(folder, supernet, cast(dict[str, Any], _plain(config.model)))
@@ -225,7 +193,8 @@ def table_rows(training: SupernetTraining) -> list[tuple[str, Genome]]:
     """Return (name, genome) of the nets the closing table compares."""
     space = training.supernet.space
     rows = [("largest", space.largest)]
-    rows += [(f"uniform {f}", space.with_format(space.largest, f)) for f in reversed(space.uniform_formats)]
+    uniform = [(f"uniform {f}", space.with_format(space.largest, f)) for f in reversed(space.uniform_formats)]
+    rows += [row for row in uniform if row[1] != space.largest]
     rows += [("smallest", space.smallest)]
     for i, budget in enumerate(training.budgets_mb):
         rows.append((f"gates for {budget:g} MB", training.gates.mode(i)))
@@ -244,10 +213,18 @@ def say_finished(run: Run) -> None:
     summary = read_json(run.folder / "supernet" / SUMMARY)
     if run.finished:
         print(f"{run.folder} is finished ({summary['finished']}); fresh=true trains it again.")
-    rows = [[r["name"], f"{r['size_mb']:.3f}", f"{r['valid_loss']:.4f}", f"{r['valid_accuracy']:.2%}"] for r in summary["table"]]
-    title = f"{run.folder.name}: {summary['parameters'] / 1e6:.2f}M parameters, {summary['genomes']:.1e} subnets"
+    rows = [
+        [r["name"], f"{r['size_mb']:.3f}", f"{r['valid_loss']:.4f}", f"{r['valid_accuracy']:.2%}"]
+        for r in summary["table"]
+    ]
+    title = (
+        f"{run.folder.name}: {summary['parameters'] / 1e6:.2f}M parameters, {summary['genomes']:.1e} subnets"
+    )
     print_table(title, ["net", "size MB", "valid loss", "accuracy"], rows)
-    budget = next((r["size_mb"] for r in summary["table"] if r["name"] == "uniform Q4_0"), summary["table"][0]["size_mb"])
+    budget = next(
+        (r["size_mb"] for r in summary["table"] if r["name"] == "uniform Q4_0"),
+        summary["table"][0]["size_mb"],
+    )
     print(f"next: python search.py run={run.folder} budget.size_mb={budget:.2f}")
 
 

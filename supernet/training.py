@@ -4,15 +4,13 @@ One optimizer with three parameter groups serves both kinds of step: AdamW skips
 a weight step leaves the gates alone and a gate step the weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
-from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.gates import Gates
 from supernet.genes import SearchSpace
@@ -167,45 +165,10 @@ def rounded_probabilities(gates: Gates) -> list[list[list[float]]]:
 
 def check_budgets(space: SearchSpace, supernet: Supernet, budgets_mb: list[float]) -> None:
     """Raise UserError when a budget lies outside what the space can reach."""
-    low = supernet.n_bytes(space.decode(space.canonical([0] * len(space)))) / MB
+    low = supernet.n_bytes(space.decode(space.cheapest)) / MB
     high = supernet.n_bytes(space.decode(space.largest)) / MB
     for budget in budgets_mb:
         if not low <= budget <= high:
-            raise UserError(f"gates.budgets_mb: {budget} MB cannot be met; subnets take {low:.3f} to {high:.3f} MB")
-
-
-class _Steps(IterableDataset[Tensor]):
-    """The batch of every step from `first` on."""
-
-    def __init__(self, module: "Batches", first: int, rank: int) -> None:
-        self.module, self.first, self.rank = module, first, rank
-
-    def __iter__(self) -> Iterator[Tensor]:
-        m = self.module
-        for step in range(self.first, m.schedule.steps):
-            split = "gate" if m.schedule.kind(step) == "gates" else "train"
-            seed = derive(m.seed, "rank", self.rank)
-            yield m.data.batch(split, seed, step, m.batch_size, m.sequence_length)
-
-
-class Batches(L.LightningDataModule):
-    """Batches as a pure function of the step; the position is all the state there is."""
-
-    def __init__(self, data: TokenData, schedule: Schedule, seed: int, batch_size: int, sequence_length: int) -> None:
-        super().__init__()
-        self.data, self.schedule, self.seed = data, schedule, seed
-        self.batch_size, self.sequence_length = batch_size, sequence_length
-        self.first = 0
-
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """Return a loader that starts where training stands."""
-        rank = self.trainer.global_rank if self.trainer else 0
-        return DataLoader(_Steps(self, self.first, rank), batch_size=None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the next step."""
-        return {"step": self.trainer.global_step if self.trainer else 0}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the step of a checkpoint."""
-        self.first = state["step"]
+            raise UserError(
+                f"gates.budgets_mb: {budget} MB cannot be met; subnets take {low:.3f} to {high:.3f} MB"
+            )

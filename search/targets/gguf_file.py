@@ -32,8 +32,8 @@ ShippedLayer = tuple[Attention | None, SwiGLU]
 def shipped_layers(decoder: Decoder) -> list[ShippedLayer]:
     """Return the layers as llama.cpp needs them, zero stand-ins included.
 
-    An empty layer is left out, but one layer always ships. `deci` mistakes a layer without feed-forward for
-    something else, and takes sizes of the key-value cache from layer 0: these get parts that add zero.
+    An empty layer is left out, but one layer always ships. `deci` computes something else where a layer has
+    attention alone, and fails where the first has no attention: parts that add zero go there.
 
     Raises:
         UserError: a layer holds a block that `deci` does not have.

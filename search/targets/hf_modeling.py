@@ -163,7 +163,7 @@ class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
         """Return the embedding."""
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         """Replace the embedding, and with it the output projection."""
         self.model.embed_tokens = value
 

@@ -17,6 +17,8 @@ from supernet.genes import Value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from supernet.blocks.attention import Attention
+    from supernet.blocks.swiglu import SwiGLU
     from supernet.subnet import Decoder
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -67,7 +69,7 @@ def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "fl
 
     torch_dtype = getattr(torch, _check_dtype(dtype))
     special = _end_of_text(tokenizer_json, decoder.vocab_size)
-    sizes = [size for size in _sizes(decoder) if size["heads"] or size["ffn"]]
+    sizes = [_sizes(attention, mlp) for attention, mlp in _parts(decoder)]
     config = {**_config(decoder, sizes), "dtype": dtype, "bos_token_id": special, "eos_token_id": special}
     tensors = {name: t.detach().to("cpu", torch_dtype).contiguous() for name, t in _tensors(decoder)}
     tokenizer: dict[str, Any] = {
@@ -110,16 +112,23 @@ def _end_of_text(tokenizer_json: str, vocab_size: int) -> int | None:
     return tokenizer.token_to_id(END_OF_TEXT)
 
 
-def _sizes(decoder: Decoder) -> list[dict[str, int]]:
-    """Return heads, kv_heads and ffn of every layer, 0 for a part that is absent."""
-    return [
-        {
-            "heads": layer.attention.heads if layer.attention is not None else 0,
-            "kv_heads": layer.attention.kv_heads if layer.attention is not None else 0,
-            "ffn": layer.mlp.width if layer.mlp is not None else 0,
-        }
-        for layer in decoder.layers
-    ]
+def _parts(decoder: Decoder) -> Iterator[tuple[Attention | None, SwiGLU | None]]:
+    """Yield attention and feed-forward network of every layer that has one of them."""
+    from supernet.blocks.attention import Attention
+    from supernet.blocks.swiglu import SwiGLU
+
+    for layer in decoder.layers:
+        attention, mlp = layer.attention, layer.mlp
+        if not isinstance(attention, Attention | None) or not isinstance(mlp, SwiGLU | None):
+            raise UserError(f"a checkpoint cannot hold {type(attention).__name__} with {type(mlp).__name__}")
+        if attention is not None or mlp is not None:
+            yield attention, mlp
+
+
+def _sizes(attention: Attention | None, mlp: SwiGLU | None) -> dict[str, int]:
+    """Return heads, kv_heads and ffn of a layer, 0 for a part that is absent."""
+    heads, kv_heads = (attention.heads, attention.kv_heads) if attention is not None else (0, 0)
+    return {"heads": heads, "kv_heads": kv_heads, "ffn": mlp.width if mlp is not None else 0}
 
 
 def _config(decoder: Decoder, sizes: list[dict[str, int]]) -> dict[str, Any]:
@@ -169,17 +178,16 @@ def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     """Yield every stored tensor under its name in transformers' Llama; empty layers are left out."""
     yield "model.embed_tokens.weight", _quantized(decoder.embedding)
     yield "model.norm.weight", decoder.norm.weight
-    kept = [layer for layer in decoder.layers if layer.attention is not None or layer.mlp is not None]
-    for i, layer in enumerate(kept):
+    for i, (attention, mlp) in enumerate(_parts(decoder)):
         prefix = f"model.layers.{i}."
-        if layer.attention is not None:
-            yield f"{prefix}input_layernorm.weight", layer.attention.norm.weight
+        if attention is not None:
+            yield f"{prefix}input_layernorm.weight", attention.norm.weight
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                yield f"{prefix}self_attn.{name}.weight", _quantized(getattr(layer.attention, name))
-        if layer.mlp is not None:
-            yield f"{prefix}post_attention_layernorm.weight", layer.mlp.norm.weight
+                yield f"{prefix}self_attn.{name}.weight", _quantized(attention.get_submodule(name))
+        if mlp is not None:
+            yield f"{prefix}post_attention_layernorm.weight", mlp.norm.weight
             for name in ("gate_proj", "up_proj", "down_proj"):
-                yield f"{prefix}mlp.{name}.weight", _quantized(getattr(layer.mlp, name))
+                yield f"{prefix}mlp.{name}.weight", _quantized(mlp.get_submodule(name))
 
 
 def _quantized(linear: Any) -> Tensor:
@@ -200,6 +208,7 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{folder} exists and is no checkpoint: move it away")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our id
     temporary.mkdir(parents=True)
     try:
         yield temporary

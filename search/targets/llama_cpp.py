@@ -55,7 +55,7 @@ class LlamaCpp(Target):
     def available(self) -> str | None:
         """Return None when llama-cpp-python is installed (it is not imported), else what to do."""
         if importlib.util.find_spec("llama_cpp") is None:
-            return "llama-cpp-python is not installed, which the target llama_cpp needs: pip install -e '.[gguf]'"
+            return "the target llama_cpp needs llama-cpp-python: pip install -e '.[gguf]'"
         return None
 
     def supports(self, architecture: Mapping[str, Value]) -> str | None:
@@ -64,7 +64,7 @@ class LlamaCpp(Target):
 
         for name, value in architecture.items():
             if isinstance(value, str) and value not in PACKERS:
-                return f"{name} is {value}, which does not ship to llama.cpp; these formats do: {', '.join(PACKERS)}"
+                return f"{name} is {value}; llama.cpp is shipped {', '.join(PACKERS)}"
         return None
 
     def export(self, decoder: Decoder, tokenizer_json: str, folder: Path) -> Path:
@@ -192,9 +192,7 @@ class LlamaCpp(Target):
                 env=environment,
             )
         except subprocess.TimeoutExpired:
-            return {
-                "error": f"{path} could not be run: llama.cpp took more than {self.timeout_s} s (target.timeout_s)"
-            }
+            return {"error": f"{path} could not be run: more than {self.timeout_s} s (target.timeout_s)"}
         return _reply(child, path)
 
 

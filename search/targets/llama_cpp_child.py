@@ -26,11 +26,13 @@ class Failure(Exception):
     """What the caller asked for cannot be done; the message is the reply."""
 
 
-@llama_cpp.llama_log_callback
 def _log_errors(level: int, text: bytes, user_data: object) -> None:
     if level == ERROR_LEVEL:
         sys.stderr.write(text.decode("utf-8", errors="replace"))
         sys.stderr.flush()
+
+
+LOG_ERRORS = llama_cpp.llama_log_callback(_log_errors)  # must live as long as llama.cpp may call it
 
 
 class Session:
@@ -163,7 +165,7 @@ def _kv_bytes(session: Session) -> int | None:
 
 
 def evaluate(request: dict[str, Any]) -> dict[str, Any]:
-    """Return mean loss (nats) and accuracy of next-token prediction over the rows (n, T + 1) of a .npy file."""
+    """Return mean loss (nats) and accuracy of next tokens over the rows (n, T + 1) of a .npy file."""
     rows = np.load(request["rows"])
     session = Session(request["path"], rows.shape[1] - 1, request["n_threads"])
     losses, hits = [], []
@@ -220,13 +222,15 @@ def main() -> None:
     """Answer one request."""
     reply_to = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not end up in the reply
-    llama_cpp.llama_log_set(_log_errors, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(LOG_ERRORS, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     request = json.load(sys.stdin)
     try:
         reply = TASKS[request["task"]](request)
     except Failure as failure:
         reply = {"error": str(failure)}
+    except Exception as error:  # the caller must get a reason, whatever went wrong
+        reply = {"error": repr(error)}
     os.write(reply_to, json.dumps(reply).encode())
 
 

@@ -27,7 +27,7 @@ def _blocks(scales: np.ndarray, *parts: np.ndarray) -> np.ndarray:
 
 
 def _nibbles(codes: np.ndarray) -> np.ndarray:
-    """Return (out, groups, 16) bytes: code i of a group in the low half of byte i, code i + 16 in the high."""
+    """Return (out, groups, 16) bytes: code i of a group in byte i's low half, code i + 16 in its high."""
     low, high = np.split(codes & 15, 2, axis=-1)
     return low | high << 4
 

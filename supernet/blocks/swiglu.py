@@ -70,7 +70,9 @@ class ElasticSwiGLU(ElasticModule):
             raise UserError(f"model.blocks.mlp.width must ascend from 1 or more, got {list(self.widths)}")
         if droppable:  # its stand-in ships in Q4_0
             check_formats("model.blocks.mlp.droppable", (Q4_0.name,), self.d_model)
-        self.gate_up_formats = check_formats("model.blocks.mlp.gate_up_formats", tuple(gate_up_formats), self.d_model)
+        self.gate_up_formats = check_formats(
+            "model.blocks.mlp.gate_up_formats", tuple(gate_up_formats), self.d_model
+        )
         self.down_formats = check_formats("model.blocks.mlp.down_formats", tuple(down_formats), self.widths)
         self.norm = ElasticRMSNorm(self.d_model[-1], norm_eps)
         self.gate_proj = ElasticLinear((self.widths[-1],), (self.d_model[-1],), self.gate_up_formats)
@@ -97,7 +99,11 @@ class ElasticSwiGLU(ElasticModule):
 
     def extract(self, choice: Mapping[str, Value], width: int) -> SwiGLU:
         """Return the plain block of a hard choice."""
-        hidden, gate_up, down = int(choice["width"]), str(choice["gate_up_format"]), str(choice["down_format"])
+        hidden, gate_up, down = (
+            int(choice["width"]),
+            str(choice["gate_up_format"]),
+            str(choice["down_format"]),
+        )
         return SwiGLU(
             self.norm.extract(width),
             self.gate_proj.extract((hidden,), (width,), gate_up),

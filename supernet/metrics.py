@@ -1,4 +1,4 @@
-"""What a user watches while a supernet trains: one progress bar, one CSV file."""
+"""Training curves on disk, whatever logger is in use."""
 
 import csv
 import io
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
 from supernet.files import write_text
@@ -15,28 +14,6 @@ from supernet.sandwich import Schedule
 
 COLUMNS = ("loss_largest", "loss_smallest", "loss_sampled", "loss_gates", "temperature", "expected_mb")
 EVERY = 10  # steps between rows of metrics.csv
-
-
-class ProgressBar(TQDMProgressBar):
-    """One bar over all steps, whatever Lightning takes an epoch to be."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return what the bar shows, without Lightning's version number."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return {name.replace("loss_", ""): value for name, value in metrics.items()}
-
-    def init_train_tqdm(self) -> Any:
-        """Return the bar."""
-        bar = super().init_train_tqdm()
-        bar.set_description("train")
-        return bar
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Count all steps, and start where a resumed run stands."""
-        self.train_progress_bar.reset(trainer.max_steps)
-        self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
-        self.train_progress_bar.set_description("train")
 
 
 class Metrics(L.Callback):

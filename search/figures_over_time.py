@@ -1,0 +1,145 @@
+"""The report's figures over time: the search's the gates, the training of the supernet."""
+
+from html import escape
+from typing import Any
+
+from search.figures import FINALIST, SERIES, look, new_figure, style_axes
+from search.grids import split_name
+from search.report_data import ReportData, label, thin
+from search.report_history import progress
+
+# Cheap choices blue, dear ones red, undecided gates nearly white.
+LEANING = ((0.0, "#1d5fbf"), (0.5, "#f4f5f7"), (1.0, "#b42343"))
+MAX_POINTS = 1500  # per line: what a laptop redraws without a pause
+MAX_GATE_STEPS = 120
+MAX_BANDS = 12
+
+
+def search_progress(data: ReportData) -> Any:
+    """Best feasible score and hypervolume over the evaluations."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    name = data.axes[1]
+    running = progress(data)
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.09)
+    figure.update_layout(look(320, showlegend=False, hovermode="x unified"))
+    steps = thin(len(running.best), MAX_POINTS)
+    for column, (values, color) in enumerate(
+        ((running.best, FINALIST), (running.hypervolume, SERIES[2])), start=1
+    ):
+        line = {"color": color, "width": 2, "shape": "hv"}
+        x = [i + 1 for i in steps]
+        mode = "lines" if len(steps) > 1 else "markers"
+        trace = go.Scatter(x=x, y=[values[i] for i in steps], line=line, marker={"color": color}, mode=mode)
+        figure.add_trace(trace, row=1, col=column)
+    style_axes(figure, "evaluations", "")
+    figure.update_yaxes(title_text=f"best valid {label(name)}", col=1)
+    figure.update_yaxes(title_text="hypervolume (share of the box)", rangemode="tozero", col=2)
+    return figure
+
+
+def gate_leaning(
+    data: ReportData, budget: int
+) -> tuple[list[int], list[str], list[list[float]], list[list[str]]]:
+    """Return (steps, genes, leaning, text) of one budget's gates; leaning and text are per gene and step.
+
+    A gate's leaning is the expected position of its choice: 0 the cheapest, 1 the dearest. Genes are ordered
+    by what they decide, then by layer, so that the layers of one decision lie next to each other.
+    """
+    all_steps = data.gates["history"]
+    history = [all_steps[i] for i in thin(len(all_steps), MAX_GATE_STEPS)]
+    choices = {gene.name: gene.choices for gene in data.space}
+    open_genes = [(i, name) for i, name in enumerate(data.gates["genes"]) if len(choices.get(name, ())) > 1]
+    first_seen = list(dict.fromkeys(split_name(name)[1] for _, name in open_genes))
+    open_genes.sort(key=lambda item: first_seen.index(split_name(item[1])[1]))
+    leaning, texts = [], []
+    for i, name in open_genes:
+        rows = [record["probabilities"][budget][i] for record in history]
+        leaning.append([sum(j * p for j, p in enumerate(row)) / (len(row) - 1) for row in rows])
+        texts.append(
+            [", ".join(f"{c} {p:.0%}" for c, p in zip(choices[name], row, strict=True)) for row in rows]
+        )
+    return [record["step"] for record in history], [name for _, name in open_genes], leaning, texts
+
+
+def gates(data: ReportData) -> Any:
+    """One heat map per budget: genes × steps, colored by where the gate leans."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    budgets = data.gates["budgets_mb"]
+    n_genes = len(gate_leaning(data, 0)[1])
+    height = 110 + max(6, n_genes) * (15 if n_genes <= 90 else 8)
+    titles = [f"budget {budget:g} MB" for budget in budgets]
+    figure = make_subplots(
+        rows=1, cols=len(budgets), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02
+    )
+    figure.update_layout(look(height), margin_l=190)
+    for column in range(len(budgets)):
+        steps, genes, leaning, texts = gate_leaning(data, column)
+        trace = go.Heatmap(
+            x=steps,
+            y=[escape(name) for name in genes],
+            z=leaning,
+            text=texts,
+            hovertemplate="%{y}, step %{x}<br>%{text}<extra></extra>",
+            coloraxis="coloraxis",
+        )
+        figure.add_trace(trace, row=1, col=column + 1)
+    style_axes(figure, "training step", "")
+    figure.update_yaxes(autorange="reversed", tickfont={"size": 11}, showgrid=False)
+    bar = {
+        "tickvals": [0, 0.5, 1],
+        "ticktext": ["cheapest", "", "dearest"],
+        "thickness": 12,
+        "outlinewidth": 0,
+    }
+    figure.update_layout(
+        coloraxis={"colorscale": LEANING, "cmin": 0, "cmax": 1, "colorbar": {**bar, "len": 0.5}}
+    )
+    return figure
+
+
+def expected_size(data: ReportData) -> Any:
+    """Expected size of each budget's gates over training, against the budget."""
+    import plotly.graph_objects as go
+
+    history = data.gates["history"]
+    records = [history[i] for i in thin(len(history), MAX_POINTS)]
+    figure = style_axes(new_figure(320, hovermode="x unified"), "training step", "expected size (MB)")
+    for i, budget in enumerate(data.gates["budgets_mb"]):
+        color = SERIES[i % len(SERIES)]
+        y = [record["expected_mb"][i] for record in records]
+        mode = "lines" if len(records) > 1 else "markers"
+        line = {"color": color, "width": 2}
+        name = f"gates for {budget:g} MB"
+        figure.add_trace(go.Scatter(x=[r["step"] for r in records], y=y, name=name, line=line, mode=mode))
+        figure.add_hline(y=budget, line={"color": color, "width": 1, "dash": "dash"})
+    return figure
+
+
+def training(data: ReportData) -> Any:
+    """Losses of the sampled nets over training, the phases behind them."""
+    import plotly.graph_objects as go
+
+    figure = style_axes(new_figure(380, hovermode="x unified"), "training step", "train loss (nats/token)")
+    steps = data.metrics["step"]
+    for i, name in enumerate(name for name in data.metrics if name.startswith("loss")):
+        known = [(x, y) for x, y in zip(steps, data.metrics[name], strict=True) if y is not None]
+        points = [known[j] for j in thin(len(known), MAX_POINTS)]
+        if points:
+            line = {"color": SERIES[i % len(SERIES)], "width": 1.5}
+            shown = name.removeprefix("loss_").replace("_", " ")
+            mode = "lines" if len(points) > 1 else "markers"
+            x, y = zip(*points, strict=True)
+            figure.add_trace(go.Scatter(x=x, y=y, name=shown, line=line, mode=mode))
+    starts = [i for i, phase in enumerate(data.phases) if i == 0 or phase != data.phases[i - 1]]
+    if len(starts) > MAX_BANDS:
+        starts = []  # phases that alternate from row to row are no bands
+    for n, (start, end) in enumerate(zip(starts, [*starts[1:], len(steps) - 1][: len(starts)], strict=True)):
+        note = {"text": escape(data.phases[start]), "font": {"size": 11, "color": "#5a6675"}}
+        shade = {"fillcolor": "#eef1f5" if n % 2 else "#ffffff", "layer": "below", "line_width": 0}
+        place = "inside bottom left"
+        figure.add_vrect(x0=steps[start], x1=steps[end], annotation=note, annotation_position=place, **shade)
+    return figure

@@ -1,0 +1,72 @@
+"""Which members of the front are worth fine-tuning, and how they and the baselines are judged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search.candidate import Candidate
+from supernet.losses import evaluate
+from supernet.subnet import Decoder
+
+
+def spread(front: Sequence[Candidate], objectives: Sequence[str], n: int) -> list[Candidate]:
+    """Return `n` members of the front: the best in the first objective, then each time the farthest.
+
+    Distance is the smallest one to those already chosen, every objective scaled to its range on the
+    front; so members of a knot are not taken twice.
+    """
+    if len(front) <= n:
+        return list(front)
+    points = np.array([[c.scores[name] for name in objectives] for c in front])
+    points = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-12)
+    chosen = [int(points[:, 0].argmin())]
+    while len(chosen) < n:
+        distance = np.min([np.abs(points - points[i]).sum(1) for i in chosen], axis=0)
+        chosen.append(int(distance.argmax()))
+    return [front[i] for i in sorted(chosen, key=lambda i: points[i, 0])]
+
+
+def near_budget(front: Sequence[Candidate], objectives: Sequence[str], n: int, share: float) -> list[Candidate]:
+    """Return `n` finalists from the part of the front that makes use of the budget.
+
+    Whoever names a budget means to spend it: members smaller than `share` of the largest member's second
+    objective are left out, unless too few remain.
+    """
+    if len(objectives) < 2 or len(front) <= n:
+        return spread(front, objectives, n)
+    by_second = sorted(front, key=lambda c: -c.scores[objectives[1]])
+    limit = share * by_second[0].scores[objectives[1]]
+    n_used = max(n, sum(c.scores[objectives[1]] >= limit for c in by_second))
+    used = {c.id for c in by_second[:n_used]}
+    return spread([c for c in front if c.id in used], objectives, n)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The rows that finalists are judged on.
+
+    Attributes:
+        valid: rows (n, tokens + 1) of the search split.
+        test: rows of the test split, read here and nowhere before.
+        batch_size: rows at a time.
+    """
+
+    valid: Tensor
+    test: Tensor
+    batch_size: int
+
+    def scores(self, decoder: Decoder) -> dict[str, float]:
+        """Return loss and accuracy on both splits, of the weights as shipped."""
+        with torch.inference_mode():
+            valid_loss, valid_accuracy = evaluate(decoder, self.valid, self.batch_size)
+            test_loss, test_accuracy = evaluate(decoder, self.test, self.batch_size)
+        return {
+            "valid_loss": valid_loss,
+            "valid_accuracy": valid_accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+        }
+

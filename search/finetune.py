@@ -1,0 +1,110 @@
+"""Fine-tuning of finalists: quantization-aware, distilled from the largest subnet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from supernet.data import TokenData
+from supernet.errors import UserError
+from supernet.files import replacing
+from supernet.fitting import Batches, fit
+from supernet.losses import distillation_loss
+from supernet.randomness import derive
+from supernet.subnet import Decoder
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How finalists and the uniform baselines are fine-tuned.
+
+    Attributes:
+        steps: 0 for none.
+        lr: highest learning rate of AdamW, falling linearly to 0.
+        warmup_steps: over which it rises.
+        batch_size: sequences in a step, of the run's own sequence length.
+        distillation: share of the teacher's predictions in the target; the rest is the next token itself.
+        weight_decay: of matrices.
+        baselines: fine-tune the uniform formats of the largest net too, for as many steps.
+        trainer: settings of `lightning.Trainer`.
+    """
+
+    steps: int
+    lr: float
+    warmup_steps: int
+    batch_size: int
+    distillation: float
+    weight_decay: float
+    baselines: bool
+    trainer: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.lr <= 0 or self.batch_size < 1 or not 0 <= self.distillation <= 1:
+            raise UserError(
+                "finetune: steps must be 0 or more, lr above 0, batch_size 1 or more, distillation from 0 to 1"
+            )
+
+    def tune(self, folder: Path, name: str, decoder: Decoder, teacher: Decoder, data: TokenData, seed: int) -> Decoder:
+        """Return the fine-tuned decoder; its weights are kept in `folder`, so that this is done once.
+
+        Args:
+            folder: of this decoder alone: model.safetensors, and checkpoints while it trains.
+            name: for the progress bar.
+            decoder: with inherited weights and formats.
+            teacher: the largest subnet.
+            data: its training split is used.
+            seed: root of the draws; the same for all, so that all see the same batches.
+        """
+        from safetensors.torch import load_file, save_file
+
+        weights = folder / "model.safetensors"
+        if not weights.exists():
+            module = _Module(self, decoder, teacher)
+            length = int(data.config["sequence_length"])
+            batches = Batches(data, self.steps, lambda _: "train", derive(seed, "fine-tuning"), self.batch_size, length)
+            fit(module, batches, folder / "checkpoints", self.trainer, name)
+            with replacing(weights) as temporary:
+                save_file({k: v.detach().cpu() for k, v in decoder.state_dict().items()}, temporary)
+        decoder.load_state_dict(load_file(weights))
+        return decoder.cpu()
+
+
+class _Module(L.LightningModule):
+    def __init__(self, settings: FineTuning, decoder: Decoder, teacher: Decoder) -> None:
+        super().__init__()
+        self.settings, self.decoder = settings, decoder
+        # Kept out of the module's parameters: the teacher is neither trained nor in the checkpoints.
+        self._teacher = [teacher.eval().requires_grad_(False)]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        parameters = list(self.decoder.requires_grad_(True).parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.settings.lr, betas=(0.9, 0.95))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        step, s = self.global_step, self.settings
+        factor = min((step + 1) / max(1, s.warmup_steps), (s.steps - step) / s.steps)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = s.lr * factor
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        tokens, targets = batch[:, :-1], batch[:, 1:]
+        share = self.settings.distillation
+        teacher = self._teacher[0].to(self.device)
+        with torch.no_grad():
+            target = share * teacher(tokens).float().softmax(-1) if share else None
+            if target is None:
+                target = torch.zeros(*tokens.shape, self.decoder.vocab_size, device=self.device)
+            target.scatter_add_(-1, targets.unsqueeze(-1), torch.full_like(target[..., :1], 1 - share))
+        loss = distillation_loss(self.decoder(tokens), target)
+        if not torch.isfinite(loss):
+            raise UserError(f"fine-tuning: the loss is {loss.item()} at step {self.global_step}; lower finetune.lr")
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
+        return loss

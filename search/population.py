@@ -1,0 +1,54 @@
+"""The first population: what is known before the search begins."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search.candidate import Lineage, Proposal
+from search.evolution import Fits
+from search.operators import shrink
+from supernet.gates import draw
+from supernet.genes import SearchSpace
+from supernet.randomness import generator
+
+
+def baselines(space: SearchSpace) -> list[tuple[str, tuple[int, ...]]]:
+    """Return (name, genome) of what anyone would try first: the uniform formats and both ends."""
+    named = [(f"uniform {name}", space.with_format(space.largest, name)) for name in reversed(space.uniform_formats)]
+    named = [("largest F16" if genome == space.largest else name, genome) for name, genome in named]
+    if all(genome != space.largest for _, genome in named):
+        named.insert(0, ("largest", space.largest))
+    return [*named, ("smallest", space.smallest)]
+
+
+def first_population(
+    space: SearchSpace, gates: Mapping[str, Any], fits: Fits, size: int, seed: int, gate_samples: int, random: int
+) -> list[Proposal]:
+    """Return the baselines, the gates' modes and samples, and random draws; duplicates are left out.
+
+    Baselines stay as they are, within the budget or not: they are what a result is compared with.
+
+    Args:
+        space: the genes.
+        gates: content of gates.json.
+        fits: whether a genome meets the budgets known beforehand; gate samples and random draws are
+            shrunk until they do.
+        size: how many proposals at most.
+        seed: of the search.
+        gate_samples: drawn from each set of gates.
+        random: how many are drawn at random.
+    """
+    proposals = [Proposal(genome, Lineage(0, name, seed=seed)) for name, genome in baselines(space)]
+    sets: Sequence[Any] = gates["history"][-1]["probabilities"] if gates["history"] else []
+    rng = generator(seed, "first population")
+    for budget, mode, rows in zip(gates["budgets_mb"], gates["modes"], sets, strict=False):
+        genome = shrink(space, space.check(mode), fits, rng)
+        proposals.append(Proposal(genome, Lineage(0, f"gates mode {budget:g} MB", seed=seed)))
+        probabilities = dict(zip(gates["genes"], rows, strict=True))
+        for _ in range(gate_samples):
+            genome = shrink(space, draw(space, probabilities, rng), fits, rng)
+            proposals.append(Proposal(genome, Lineage(0, f"gates sample {budget:g} MB", seed=seed)))
+    for _ in range(random):
+        genome = shrink(space, space.sample_spread(rng), fits, rng)
+        proposals.append(Proposal(genome, Lineage(0, "random", seed=seed)))
+    unique = {p.genome: p for p in reversed(proposals)}
+    return [p for p in proposals if unique.get(p.genome) is p][:size]

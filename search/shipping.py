@@ -1,0 +1,190 @@
+"""From a genome to files that run elsewhere: extract, fine-tune, judge, export, measure."""
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from search.candidate import Candidate
+from search.finalists import Judge
+from search.finetune import FineTuning
+from search.targets import Target
+from supernet.config import build
+from supernet.data import TokenData
+from supernet.files import read_json, write_json
+from supernet.genes import Genome
+from supernet.run import TrainedSupernet, versions
+from supernet.subnet import Decoder, extract
+
+SAMPLE_TOKENS = 96
+LLAMA_CPP_TOKENS = 8192  # of the test split, on which the shipped file is compared with our own evaluation
+
+
+class Shipyard:
+    """Tunes, judges, exports and measures the nets of one search; what it made once it does not make again.
+
+    Args:
+        config: of the search.
+        folder: of the search.
+        trained: the supernet.
+        data: the tokens.
+        command: for the manifests.
+    """
+
+    def __init__(
+        self, config: DictConfig, folder: Path, trained: TrainedSupernet, data: TokenData, command: str
+    ) -> None:
+        self.config, self.folder, self.trained, self.data, self.command = config, folder, trained, data, command
+        self.space = trained.supernet.space
+        self.target: Any = build(config.target)
+        self.others: list[Target] = [build(node) for node in config.exports.values()]
+
+    @cached_property
+    def finetuning(self) -> FineTuning:
+        """How finalists are fine-tuned."""
+        result = build(self.config.finetune, _recursive_=False)  # the trainer is built per finalist
+        assert isinstance(result, FineTuning)
+        return result
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The rows that finalists and baselines are judged on."""
+        n, length = self.config.judge_sequences, int(self.data.config["sequence_length"])
+        valid, test = (self.data.evaluation_batch(split, n, length) for split in ("valid", "test"))
+        return Judge(valid, test, self.config.eval_batch_size)
+
+    @cached_property
+    def teacher(self) -> Decoder:
+        """The largest subnet."""
+        return self.inherited(self.space.largest).freeze_formats()
+
+    def inherited(self, genome: Genome) -> Decoder:
+        """Return the subnet as extracted."""
+        return extract(self.trained.supernet, genome)
+
+    def finalist(self, candidate: Candidate) -> dict[str, Any]:
+        """Fine-tune, judge, ship and measure a finalist; return its entry of finalists.json."""
+        key = str(candidate.id)
+        return self._entry(key, f"finalist {key}", candidate.genome, self.finetuning.steps > 0, candidate)
+
+    def baseline(self, name: str, genome: Genome) -> dict[str, Any]:
+        """Judge and measure a baseline, fine-tuned for as many steps as the finalists."""
+        return self._entry(name, name, genome, self.finetuning.steps > 0 and self.finetuning.baselines, None)
+
+    def _entry(self, key: str, name: str, genome: Genome, tune: bool, candidate: Candidate | None) -> dict[str, Any]:
+        work = self.folder / "tuned" / key.replace(" ", "_")
+        done = work / "entry.json"
+        if done.exists():
+            return read_json(done)
+        decoder = self.inherited(genome)
+        inherited = self.judge.scores(copy.deepcopy(decoder).freeze_formats())
+        fine_tuned = None
+        if tune:
+            decoder = self.finetuning.tune(work, f"fine-tune {name}", decoder, self.teacher, self.data, self.config.seed)
+            fine_tuned = self.judge.scores(copy.deepcopy(decoder).freeze_formats())
+        architecture = self.space.decode(genome)
+        entry: dict[str, Any] = {
+            "id": candidate.id if candidate else None,
+            "name": name,
+            "genome": list(genome),
+            "architecture": architecture,
+            "scores": {"size_mb": self.trained.supernet.n_bytes(architecture) / 1e6},
+            "inherited": inherited,
+            "fine_tuned": fine_tuned,
+            "export": None,
+        }
+        if candidate:
+            entry["scores"] = dict(candidate.scores)
+            entry["export"] = f"export/{candidate.id}"
+            quality = {"inherited": inherited, "fine_tuned": fine_tuned}
+            self._ship(candidate, decoder, "fine-tuned" if tune else "inherited", quality)
+            entry |= self._run(decoder, self.folder / "export" / str(candidate.id))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                entry |= self._run(decoder, Path(folder))
+        write_json(done, entry)
+        return entry
+
+    def _run(self, decoder: Decoder, folder: Path) -> dict[str, Any]:
+        """Return what the real runtime says of a net: cost, quality, sample text; None where it is absent."""
+        nothing = {"measured": None, "llama_cpp_test": None, "sample": None}
+        measured = self.measure(decoder, folder)
+        if measured is None or not measured["built"]:
+            return {**nothing, "measured": measured}
+        path = folder / "model.gguf"
+        n = max(1, LLAMA_CPP_TOKENS // (self.judge.test.shape[1] - 1))
+        rows = self.judge.test[:n]
+        theirs = self.target.evaluate(path, rows.numpy())
+        with torch.inference_mode():
+            ours = Judge(rows, rows, self.config.eval_batch_size).scores(copy.deepcopy(decoder).freeze_formats())
+        sample = self.target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed)
+        return {
+            "measured": measured,
+            "llama_cpp_test": {**theirs, "our_loss": ours["test_loss"], "tokens": rows[:, 1:].numel()},
+            "sample": self.config.prompt + sample,
+        }
+
+    def measure(self, decoder: Decoder, folder: Path) -> dict[str, Any] | None:
+        """Export a net to `folder` unless it is there, and measure it; None without the runtime."""
+        if self.target.available() is not None:
+            return None
+        path = folder / "model.gguf"
+        if not path.exists():
+            path = self.target.export(decoder, self.trained.tokenizer_json, folder)
+        return self.target.measure(path)
+
+    def ship_candidate(self, candidate: Candidate) -> dict[str, Path]:
+        """Ship any candidate: fine-tuned weights where there are some, else inherited ones."""
+        from safetensors.torch import load_file
+
+        decoder, kind = self.inherited(candidate.genome), "inherited"
+        tuned = self.folder / "tuned" / str(candidate.id) / "model.safetensors"
+        quality = {}
+        if tuned.exists():
+            decoder.load_state_dict(load_file(tuned))
+            kind = "fine-tuned"
+            done = tuned.parent / "entry.json"
+            if done.exists():
+                entry = read_json(done)
+                quality = {k: entry[k] for k in ("inherited", "fine_tuned")}
+        return self._ship(candidate, decoder, kind, quality)
+
+    def _ship(
+        self, candidate: Candidate, decoder: Decoder, weights: str, quality: Mapping[str, Any]
+    ) -> dict[str, Path]:
+        folder = self.folder / "export" / str(candidate.id)
+        files = {
+            target.name: target.export(decoder, self.trained.tokenizer_json, folder)
+            for target in [self.target, *self.others]
+        }
+        manifest = {
+            "id": candidate.id,
+            "weights": weights,
+            "architecture": self.space.decode(candidate.genome),
+            "genome": list(candidate.genome),
+            "scores": dict(candidate.scores),
+            "quality": dict(quality),
+            "lineage": vars(candidate.lineage),
+            "corpus": self.data.hash,
+            "versions": versions(),
+            "command": self.command,
+            "files": {name: path.relative_to(folder).as_posix() for name, path in files.items()},
+            "weights_sha256": weights_hash(decoder),
+        }
+        write_json(folder / "manifest.json", manifest)
+        return {**files, "manifest": folder / "manifest.json"}
+
+
+def weights_hash(decoder: Decoder) -> str:
+    """Return the SHA-256 over all tensors by name: equal weights, equal hash."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(decoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""One training loop for supernets and finalists: Lightning, exact resume, the last good checkpoint."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from supernet.config import build
+from supernet.data import TokenData
+from supernet.randomness import derive
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+class _Steps(IterableDataset[Tensor]):
+    """The batch of every step from `first` on."""
+
+    def __init__(self, batches: "Batches", first: int, rank: int) -> None:
+        self.batches, self.first, self.rank = batches, first, rank
+
+    def __iter__(self) -> Iterator[Tensor]:
+        b = self.batches
+        seed = derive(b.seed, "rank", self.rank)
+        for step in range(self.first, b.steps):
+            yield b.data.batch(b.split_of(step), seed, step, b.batch_size, b.sequence_length)
+
+
+class Batches(L.LightningDataModule):
+    """Batches (batch_size, sequence_length + 1) as a pure function of the step: the position is all the state.
+
+    Args:
+        data: the tokens.
+        steps: how many there are.
+        split_of: step -> name of the split it reads.
+        seed: root of the draws.
+        batch_size: sequences in a step.
+        sequence_length: tokens in a sequence.
+    """
+
+    def __init__(
+        self,
+        data: TokenData,
+        steps: int,
+        split_of: Callable[[int], str],
+        seed: int,
+        batch_size: int,
+        sequence_length: int,
+    ) -> None:
+        super().__init__()
+        self.data, self.steps, self.split_of, self.seed = data, steps, split_of, seed
+        self.batch_size, self.sequence_length = batch_size, sequence_length
+        self.first = 0
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Return a loader that starts where training stands."""
+        rank = self.trainer.global_rank if self.trainer else 0
+        return DataLoader(_Steps(self, self.first, rank), batch_size=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the next step."""
+        return {"step": self.trainer.global_step if self.trainer else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the step of a checkpoint."""
+        self.first = state["step"]
+
+
+class ProgressBar(TQDMProgressBar):
+    """One bar over all steps, whatever Lightning takes an epoch to be."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(refresh_rate=1 if os.isatty(2) else 50)
+        self.name = name
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Return what the bar shows, without Lightning's version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.replace("loss_", ""): value for name, value in metrics.items()}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count all steps, and start where a resumed run stands."""
+        self.train_progress_bar.reset(trainer.max_steps)
+        self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
+        self.train_progress_bar.set_description(self.name)
+
+
+def fit(
+    module: L.LightningModule,
+    batches: Batches,
+    folder: Path,
+    settings: Mapping[str, Any],
+    name: str,
+    callbacks: Sequence[Callback] = (),
+    logger: Any = None,
+) -> None:
+    """Train to the last step, from the last good checkpoint in `folder` if there is one.
+
+    Args:
+        module: what is trained.
+        batches: on what, and for how many steps.
+        folder: for checkpoints.
+        settings: of `lightning.Trainer`, and `checkpoint_every` in steps.
+        name: of the progress bar.
+        callbacks: further ones.
+        logger: a Lightning logger.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it.
+    """
+    trainer_settings = dict(settings)
+    every = trainer_settings.pop("checkpoint_every")
+    keep = ModelCheckpoint(
+        folder,
+        "{step}",
+        monitor="step",
+        mode="max",
+        save_top_k=2,
+        every_n_train_steps=every,
+        save_on_train_epoch_end=False,
+    )
+    if trainer_settings["precision"] == "auto":
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        trainer_settings["precision"] = "bf16-mixed" if bf16 else "32-true"
+    with warnings.catch_warnings():
+        # Notes on worker counts and log directories: neither is the user's business here.
+        warnings.filterwarnings("ignore", module="lightning|torch.utils.data|torch.jit")
+        trainer = build(
+            OmegaConf.create(trainer_settings),
+            max_steps=batches.steps,
+            max_epochs=-1,
+            callbacks=[keep, ProgressBar(name), *callbacks],
+            logger=logger or False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(module, batches, ckpt_path=_last_good(folder), weights_only=True)
+    if trainer.global_step < batches.steps:  # Lightning swallows Ctrl-C
+        raise KeyboardInterrupt
+
+
+def _last_good(folder: Path) -> str | None:
+    """Return the newest checkpoint that can be read; a damaged one is named and passed over."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            print(f"{path} is damaged ({type(error).__name__}); going back to the checkpoint before it")
+            continue
+        return str(path)
+    return None

@@ -1,0 +1,220 @@
+"""The files of a synthetic finished run, as training and search write them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search.candidate import Candidate
+from search.journal import Journal
+from supernet.files import read_json, write_json, write_text
+from supernet.genes import Gene, Genome, SearchSpace
+
+FORMATS = ("Q4_0", "Q5_0", "Q8_0", "F16")
+OPERATORS = ("mutate", "cross", "gate mutate")
+
+
+def make_space() -> SearchSpace:
+    genes = [Gene("d_model", (96, 128), "width"), Gene("embedding.format", FORMATS[:3], "format")]
+    for i in range(4):
+        attention, mlp = f"layers.{i}.attention.active", f"layers.{i}.mlp.active"
+        genes += [
+            Gene(attention, (0, 1), "switch"),
+            Gene(f"layers.{i}.attention.kv_heads", (1, 2), "width", attention),
+            Gene(f"layers.{i}.attention.heads_per_kv", (1, 2), "width", attention),
+            Gene(f"layers.{i}.attention.qkv_format", FORMATS, "format", attention),
+            Gene(f"layers.{i}.attention.o_format", FORMATS, "format", attention),
+            Gene(mlp, (0, 1) if i else (1,), "switch"),
+            Gene(f"layers.{i}.mlp.width", (128, 256, 384), "width", mlp),
+            Gene(f"layers.{i}.mlp.gate_up_format", FORMATS, "format", mlp),
+            Gene(f"layers.{i}.mlp.down_format", FORMATS, "format", mlp),
+        ]
+    return SearchSpace(genes)
+
+
+class Fixture:
+    """Writes the files of a finished run whose scores follow a smooth law plus noise."""
+
+    def __init__(self, root: Path, n_candidates: int = 60, targets: tuple[str, ...] = ("llama_cpp",)) -> None:
+        self.space, self.rng = make_space(), np.random.default_rng(3)
+        self.run, self.search_dir = root / "runs" / "demo", root / "runs" / "demo" / "search" / "main"
+        self.journal = self.make_journal(n_candidates)
+        feasible = [c for c in self.journal if c["feasible"]] or self.journal
+        self.front = [c for c in feasible if not any(self.dominates(other, c) for other in feasible)]
+        self.front.sort(key=lambda c: c["scores"]["size_mb"])
+        lists = {"finalists": [self.entry(c, f"finalist {c['id']}", True) for c in self.front[-4:]]}
+        lists["baselines"] = [self.uniform(name) for name in FORMATS[:3]]
+        lists["baselines"].append(self.entry(self.candidate(self.space.largest, None), "largest F16", False))
+        members = [{**c, "architecture": {}, "measured": self.measured(c)} for c in self.front]
+        write_json(self.run / "supernet" / "space.json", {"genes": self.space.to_json()})
+        write_json(self.search_dir / "front.json", {"targets": dict.fromkeys(targets, members)})
+        write_json(self.search_dir / "finalists.json", {"targets": dict.fromkeys(targets, lists)})
+        Journal(self.search_dir / "journal.jsonl", self.space).append(
+            [Candidate.from_json(c) for c in self.journal]
+        )
+        write_text(self.search_dir / "config.yaml", CONFIG)
+        for entry in lists["finalists"]:
+            write_text(self.search_dir / str(entry["export"]) / "model.gguf", "")
+            write_text(self.search_dir / str(entry["export"]) / "hf" / "config.json", '{"auto_map": {}}')
+        self.write_supernet()
+
+    def candidate(self, genome: Genome, i: int | None) -> dict[str, Any]:
+        values = [index / max(1, len(g.choices) - 1) for g, index in zip(self.space, genome, strict=True)]
+        size = 0.4 + 4.6 * float(np.mean(values)) ** 2
+        loss = 2.55 + 0.42 / size + 0.05 * float(np.random.default_rng(genome).standard_normal())
+        scores = {"loss": round(loss, 4), "size_mb": round(size, 4)}
+        return {
+            "id": i,
+            "genome": list(genome),
+            "scores": scores,
+            "violation": max(0.0, size / 1.5 - 1),
+            "feasible": size <= 1.5,
+        }
+
+    def make_journal(self, n: int) -> list[dict[str, Any]]:
+        journal: list[dict[str, Any]] = []
+        for i in range(n):
+            parents: list[dict[str, Any]] = []
+            if i < 20:
+                first = (
+                    "uniform Q4_0",
+                    "largest",
+                    "smallest",
+                    "gates mode",
+                    *["gates sample"] * 6,
+                    *["random"] * 10,
+                )
+                operator, genome = first[i], self.space.sample(self.rng)
+                if operator == "gates sample":
+                    genome = self.space.replace(genome, lambda gene, index: index // 2)
+            else:
+                operator = OPERATORS[i % 3]
+                good = sorted(
+                    journal, key=lambda c: c["scores"]["loss"] + 4 * max(0, c["scores"]["size_mb"] - 1.5)
+                )
+                parents = [good[int(self.rng.integers(8))] for _ in range(1 + (operator == "cross"))]
+                genes = set(self.rng.choice(len(self.space), 3).tolist())
+                genome = self.space.canonical(
+                    [
+                        int(self.rng.integers(len(g.choices))) if j in genes else parents[0]["genome"][j]
+                        for j, g in enumerate(self.space)
+                    ]
+                )
+            changed = (
+                [g.name for g, a, b in zip(self.space, genome, parents[0]["genome"], strict=True) if a != b]
+                if parents
+                else []
+            )
+            ids = [p["id"] for p in parents]
+            origin = {
+                "generation": i // 20,
+                "operator": operator,
+                "parents": ids,
+                "changed": changed,
+                "seed": 7,
+            }
+            journal.append({**self.candidate(genome, i), "lineage": origin})
+        return journal
+
+    @staticmethod
+    def dominates(a: dict[str, Any], b: dict[str, Any]) -> bool:
+        pairs = [(a["scores"][k], b["scores"][k]) for k in ("loss", "size_mb")]
+        return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+    def measured(self, c: dict[str, Any]) -> dict[str, float]:
+        size = c["scores"]["size_mb"]
+        p50 = 0.4 + 0.5 * size + 0.05 * float(self.rng.random())
+        times = {
+            "prefill_ms": 12 * size,
+            "prefill_tokens": 128,
+            "decode_ms_p50": p50,
+            "decode_ms_p95": 1.3 * p50,
+        }
+        return {
+            **times,
+            "peak_memory_mb": 30 + 2 * size,
+            "kv_bytes_per_token": 2048,
+            "file_size_mb": size + 0.1,
+        }
+
+    def entry(self, c: dict[str, Any], name: str, tuned: bool) -> dict[str, Any]:
+        loss = c["scores"]["loss"]
+
+        def splits(gain: float) -> dict[str, float]:
+            valid, test = loss - gain, loss - gain + 0.03
+            accuracies = {"valid_accuracy": math.exp(-valid / 3), "test_accuracy": math.exp(-test / 3)}
+            return {"valid_loss": valid, "test_loss": test, **accuracies}
+
+        return {
+            "id": c["id"],
+            "name": name,
+            "genome": c["genome"],
+            "architecture": self.space.decode(tuple(c["genome"])),
+            "scores": {"size_mb": c["scores"]["size_mb"]},
+            "inherited": splits(0.0),
+            "fine_tuned": splits(0.08) if tuned or name.startswith("uniform") else None,
+            "measured": self.measured(c),
+            "export": f"export/{c['id']}" if tuned else None,
+            "sample": f"import os\n\n\ndef main(path):\n    return os.path.join(path, '{name}')\n" * 3,
+            "llama_cpp_test": {"loss": loss - 0.05, "accuracy": 0.41},
+        }
+
+    def uniform(self, name: str) -> dict[str, Any]:
+        genome = (
+            self.space.with_format(self.space.largest, name) if name in FORMATS[:3] else self.space.largest
+        )
+        return self.entry(self.candidate(genome, None), f"uniform {name}", False)
+
+    def write_supernet(self) -> None:
+        folder, n_steps = self.run / "supernet", 40
+        history = []
+        for step in range(n_steps):
+            sharp = 4 * step / n_steps
+            budgets = []
+            for lean in (-1, 1):
+                logits = [
+                    sharp * lean * np.arange(len(g.choices)) * np.sin(1 + 7 * i)
+                    for i, g in enumerate(self.space)
+                ]
+                budgets.append([(np.exp(row) / np.exp(row).sum()).tolist() for row in logits])
+            mbs = [1.0 + 1.5 * math.exp(-step / 8), 1.5 + 1.2 * math.exp(-step / 9)]
+            record = {"step": 400 + 10 * step, "temperature": 4 * 0.95**step, "expected_mb": mbs}
+            history.append({**record, "probabilities": budgets})
+        names = [gene.name for gene in self.space]
+        write_json(folder / "gates.json", {"budgets_mb": [1.0, 1.5], "genes": names, "history": history})
+        table = [{"name": n, "size_mb": s, "valid_loss": v, "valid_accuracy": 0.4} for n, s, v in NETS]
+        phases = [{"name": n, "steps": s, "seconds": 2.0 * s} for n, s in (("warm-up", 400), ("gates", 400))]
+        counts = {"parameters": 1_312_640, "steps": 800, "tokens": 13_107_200, "seconds": 1600.5}
+        write_json(folder / "summary.json", {"table": table, "phases": phases, **counts})
+        rows = [
+            "step,phase,loss_largest,loss_smallest,loss_sampled,loss_gates,temperature,expected_mb,tokens_per_s"
+        ]
+        for step in range(0, 800, 5):
+            base = 2.6 + 4 * math.exp(-step / 120) + 0.03 * float(self.rng.standard_normal())
+            gates = f"{base + 0.2:.4f},{4 * 0.99**step:.4f},1.7" if step >= 400 else ",,"
+            phase = "gates" if step >= 400 else "warm-up"
+            rows.append(f"{step},{phase},{base:.4f},{base + 0.4:.4f},{base + 0.25:.4f},{gates},8200")
+        write_text(folder / "metrics.csv", "\n".join(rows) + "\n")
+
+    def change(self, name: str, change: Any) -> None:
+        """Rewrite every finalist, baseline or front member through `change`."""
+        content = read_json(self.search_dir / name)
+        for target, value in content["targets"].items():
+            if isinstance(value, list):
+                content["targets"][target] = [change(e) for e in value]
+            else:
+                content["targets"][target] = {k: [change(e) for e in v] for k, v in value.items()}
+        write_json(self.search_dir / name, content)
+
+
+NETS = (("smallest", 0.61, 3.31), ("largest F16", 5.0, 2.61), ("uniform Q4_0", 1.52, 2.79))
+CONFIG = """\
+run: runs/demo
+search: main
+seed: 7
+threads: 1
+budget: {size_mb: 1.5}
+evolution: {_target_: search.evolution.NSGA2, population: 20}
+objective: [loss, size_mb]
+"""
