@@ -21,9 +21,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console()
     # Piped into a file the width is unknown; cutting columns there would lose numbers.
-    console.print(table, width=None if console.is_terminal else 160, crop=False)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def progress(**settings: Any) -> Any:

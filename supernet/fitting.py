@@ -1,7 +1,6 @@
 """One training loop for supernets and finalists: Lightning, exact resume, the last good checkpoint."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from supernet.cli import progress
 from supernet.config import build
 from supernet.data import TokenData
 from supernet.randomness import derive
@@ -74,24 +74,25 @@ class Batches(L.LightningDataModule):
         self.first = state["step"]
 
 
-class ProgressBar(TQDMProgressBar):
-    """One bar over all steps, whatever Lightning takes an epoch to be."""
+class ProgressBar(Callback):
+    """One bar over all steps, whatever Lightning takes an epoch to be, with all that was logged last."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(refresh_rate=1 if os.isatty(2) else 50)
         self.name = name
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return what the bar shows, without Lightning's version number."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return {name.replace("loss_", ""): value for name, value in metrics.items()}
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start where a resumed run stands."""
+        self.bar = progress(total=trainer.max_steps, initial=trainer.global_step, desc=self.name, unit="step")
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Count all steps, and start where a resumed run stands."""
-        self.train_progress_bar.reset(trainer.max_steps)
-        self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
-        self.train_progress_bar.set_description(self.name)
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Show the latest values."""
+        logged = {k.removeprefix("loss_"): f"{float(v):.4g}" for k, v in trainer.callback_metrics.items()}
+        self.bar.set_postfix(logged, refresh=False)
+        self.bar.update()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()
 
 
 def fit(
@@ -141,6 +142,7 @@ def fit(
             callbacks=[keep, ProgressBar(name), *callbacks],
             logger=logger or False,
             enable_model_summary=False,
+            enable_progress_bar=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
         )

@@ -1,0 +1,46 @@
+# Everything runs inside .venv; `make` alone says what there is.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+# llama.cpp is compiled once, for this machine's processor.
+export CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help install demo test check lint bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/'
+
+$(VENV)/installed: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -e '.[dev]'
+	@echo "compiling llama.cpp, once (4 to 10 minutes on two cores)"
+	$(PIP) install --quiet -e '.[gguf]'
+	touch $@
+
+install: $(VENV)/installed  ## .venv with everything, llama-cpp-python too
+
+demo: install  ## train, search, ship, report: 25 minutes on two cores
+	$(RUN) train.py +experiment=llama_like
+	$(RUN) search.py run=runs/llama_like budget.size_mb=2.4
+
+lint: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy supernet search train.py
+	$(VENV)/bin/mypy search.py
+
+# Two workers with one thread each: two busy processes with two threads each crawl.
+test: install  ## all tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadfile
+
+check: lint  ## formatting, types and the fast tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadfile -m "not slow"
+
+bench: install  ## every figure of docs/results.md that needs no trained run
+	$(RUN) benchmarks/train_step.py
+	$(RUN) benchmarks/evaluate.py
+
+clean:  ## runs and caches; .venv stays
+	rm -rf runs cache multirun outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
