@@ -10,6 +10,7 @@ that is one-hot computes what the hard choice computes.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def extent(choice: Choice, widths: Sequence[int]) -> Extent:
     """Return a hard width as itself, a soft one as a mask (widths[-1],) with entry i = P(width > i)."""
     if not isinstance(choice, Tensor):
         return int(choice)
-    steps = [widths[0], *(b - a for a, b in zip(widths, widths[1:], strict=False))]
+    steps = [widths[0], *(b - a for a, b in pairwise(widths))]
     survival = choice.flip(0).cumsum(0).flip(0)
     return survival.repeat_interleave(torch.tensor(steps, device=choice.device), output_size=widths[-1])
 

@@ -116,10 +116,9 @@ class SearchSpace:
         """Draw a genome whose mean level is uniform: the level of each kind first, then genes around it.
 
         Independent draws have a mean that hardly varies with many genes, so extreme budgets would never
-        be seen (LLM-QFA, arXiv 2405.20202, section 3.3). Blocks are kept with a probability drawn likewise,
-        from one half to one.
+        be seen (LLM-QFA, arXiv 2405.20202, section 3.3).
         """
-        level = {"width": rng.random(), "format": rng.random(), "switch": 0.5 + rng.random() / 2}
+        level = {kind: rng.random() for kind in ("width", "format", "switch")}
         indices = []
         for gene in self.genes:
             n = len(gene.choices)

@@ -56,6 +56,7 @@ def evaluate(network: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int)
         logits = network(batch[:, :-1]).flatten(0, 1)
         targets = batch[:, 1:].flatten()
         loss += F.cross_entropy(logits, targets, reduction="sum").item()
-        correct += int((logits.argmax(-1) == targets).sum())
+        # Of the target being the largest; argmax takes three times as long as amax.
+        correct += int((logits.gather(-1, targets.unsqueeze(-1)) >= logits.amax(-1, keepdim=True)).sum())
     n = rows[:, 1:].numel()
     return loss / n, correct / n

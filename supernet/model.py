@@ -31,10 +31,11 @@ BlockFactory = Callable[..., ElasticModule]
 def rope_table(
     n_tokens: int, head_dim: int, theta: float, device: torch.device | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines, each (n_tokens, head_dim), of rotary positions (arXiv 2104.09864)."""
+    """Return the cosines and signed sines, each (n_tokens, head_dim), of rotary positions (arXiv 2104.09864)."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(n_tokens, device=device, dtype=torch.float32), frequencies)
-    return torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 class Supernet(nn.Module):
@@ -91,7 +92,7 @@ class Supernet(nn.Module):
         return [
             (f"layers.{i}.{name}.", block)
             for i, layer in enumerate(self.layers)
-            for name, block in layer.items()  # type: ignore[operator, union-attr]
+            for name, block in layer.items()  # type: ignore[operator]
         ]
 
     def _genes(self) -> list[Gene]:

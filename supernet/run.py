@@ -21,22 +21,50 @@ from supernet.model import Supernet
 
 WEIGHTS, SPACE, GATES, TOKENIZER = "model.safetensors", "space.json", "gates.json", "tokenizer.json"
 DATA, SUMMARY = "data.json", "summary.json"
+CONFIG, LOCK = "config.yaml", ".lock"
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process.
+    """Hold `folder` for this process; one in which nothing came to be is removed again.
 
     Raises:
         UserError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    path = folder / LOCK
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{folder} is in use by another process") from None
-        yield
+        try:
+            yield
+        finally:
+            if list(folder.iterdir()) == [path]:
+                path.unlink()
+                folder.rmdir()
+
+
+def already_finished(folder: Path, config: Mapping[str, Any], finished: Path, fresh_key: str) -> bool:
+    """Return whether the stage in `folder` is finished; the arguments are those of `claim`.
+
+    Raises:
+        UserError: the folder holds the same stage with other settings.
+    """
+    kept = folder / CONFIG
+    if kept.exists():
+        try:
+            before = OmegaConf.to_container(OmegaConf.load(kept))
+        except Exception as error:  # any parser error at all means the same to the user
+            raise UserError(f"{kept} is damaged ({error}); {fresh_key} starts over") from None
+        differing = sorted(_flat(before).items() ^ _flat(config).items())
+        if differing:
+            keys = ", ".join(dict.fromkeys(key for key, _ in differing))
+            raise UserError(
+                f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}"
+            )
+    return finished.exists()
 
 
 def claim(folder: Path, config: Mapping[str, Any], fresh: bool, finished: Path, fresh_key: str) -> bool:
@@ -53,24 +81,16 @@ def claim(folder: Path, config: Mapping[str, Any], fresh: bool, finished: Path, 
         UserError: the folder holds the same stage with other settings.
     """
     if fresh:
+        # A kill in here must leave neither a stage that looks finished nor one without its settings.
+        finished.unlink(missing_ok=True)
         for entry in folder.iterdir():
-            if entry.name != ".lock":
+            if entry.name not in (LOCK, CONFIG):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    kept = folder / "config.yaml"
-    if kept.exists():
-        try:
-            before = OmegaConf.to_container(OmegaConf.load(kept))
-        except Exception as error:  # any parser error at all means the same to the user
-            raise UserError(f"{kept} is damaged ({error}); {fresh_key} starts over") from None
-        differing = sorted(_flat(before).items() ^ _flat(config).items())
-        if differing:
-            keys = ", ".join(dict.fromkeys(key for key, _ in differing))
-            raise UserError(
-                f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}"
-            )
-    else:
-        write_text(kept, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-    return finished.exists()
+    elif already_finished(folder, config, finished, fresh_key):
+        return True
+    if fresh or not (folder / CONFIG).exists():
+        write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    return False
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:

@@ -4,7 +4,7 @@ One optimizer with three parameter groups serves both kinds of step: AdamW skips
 a weight step leaves the gates alone and a gate step the weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from supernet.errors import UserError
 from supernet.gates import Gates
-from supernet.genes import SearchSpace
+from supernet.genes import Architecture, SearchSpace
 from supernet.losses import distillation_loss, next_token_loss
 from supernet.model import Supernet
 from supernet.randomness import derive
@@ -36,6 +36,8 @@ class SupernetTraining(L.LightningModule):
         multiplier_lr: step size of the Lagrange multipliers, per relative excess over the budget.
         entropy_weight: of the gates' entropy at the end of training, ramped up from 0.
     """
+
+    multipliers: Tensor
 
     def __init__(
         self,
@@ -93,20 +95,11 @@ class SupernetTraining(L.LightningModule):
         return loss
 
     def _weight_loss(self, batch: Tensor) -> Tensor:
-        tokens, targets = batch[:, :-1], batch[:, 1:]
-        total, teacher = None, None
-        for role, architecture in self.schedule.subnets(self.supernet.space, self.seed, self.global_step):
-            logits = self.supernet(tokens, architecture)
-            if total is None:
-                loss = total = next_token_loss(logits, targets)
-                teacher = logits.detach().float().softmax(-1)
-            else:
-                assert teacher is not None
-                loss = distillation_loss(logits, teacher)
-                total = total + loss
+        subnets = self.schedule.subnets(self.supernet.space, self.seed, self.global_step)
+        losses = sandwich_losses(self.supernet, batch, [architecture for _, architecture in subnets])
+        for (role, _), loss in zip(subnets, losses, strict=True):
             self._show(f"loss_{role}", loss)
-        assert total is not None
-        return total
+        return torch.stack(losses).sum()
 
     def _gate_loss(self, batch: Tensor) -> Tensor:
         """Return loss + multiplier x relative excess of expected bytes + entropy, for the set whose turn it is."""
@@ -153,6 +146,20 @@ class SupernetTraining(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the gates' history up again."""
         self.gate_history = checkpoint["gate_history"]
+
+
+def sandwich_losses(supernet: Supernet, batch: Tensor, architectures: Sequence[Architecture]) -> list[Tensor]:
+    """Return the loss of each subnet on a batch of token ids (batch, tokens + 1).
+
+    The first is the teacher: it learns the next token, all others its predictions (in-place distillation).
+    """
+    tokens, targets = batch[:, :-1], batch[:, 1:]
+    logits = supernet(tokens, architectures[0])
+    losses = [next_token_loss(logits, targets)]
+    if len(architectures) > 1:
+        teacher = logits.detach().float().softmax(-1)
+        losses += [distillation_loss(supernet(tokens, smaller), teacher) for smaller in architectures[1:]]
+    return losses
 
 
 def rounded_probabilities(gates: Gates) -> list[list[list[float]]]:

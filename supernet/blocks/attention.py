@@ -27,10 +27,12 @@ from supernet.genes import Gene, Value
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate x (batch, heads, tokens, head_dim); channel i pairs with i + head_dim / 2, as Hugging Face's."""
+    """Rotate x (batch, heads, tokens, head_dim); channel i pairs with i + head_dim / 2, as Hugging Face's.
+
+    The sines come with the sign of the rotation, so the partner channels need no negation.
+    """
     cos, sin = rope
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def attend(

@@ -1,0 +1,199 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supernet.blocks.attention import ElasticAttention
+from supernet.blocks.swiglu import ElasticSwiGLU
+from supernet.errors import UserError
+from supernet.formats import FORMATS, check_formats, format_named
+
+INTEGERS = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-127, 127)}
+every_format = pytest.mark.parametrize("name", FORMATS)
+every_integer_format = pytest.mark.parametrize("name", INTEGERS)
+
+
+def normal(*shape, scale=1.0, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def weights():
+    """Rows of 64 whose magnitudes span what float16 can hold, zeros and tiny values among them."""
+    tiny = st.floats(-(2**-20), 2**-20, width=32)
+    values = st.one_of(st.floats(-60000, 60000, width=32), tiny, st.just(0.0))
+    return st.lists(values, min_size=64, max_size=64).map(torch.tensor)
+
+
+@every_format
+@given(weight=weights())
+def test_quantize_is_decode_after_encode_and_finite(name, weight):
+    weight_format = FORMATS[name]
+    quantized = weight_format.quantize(weight)
+    assert torch.equal(quantized, weight_format.decode(*weight_format.encode(weight)))
+    assert quantized.isfinite().all() and quantized.dtype == torch.float32 and quantized.shape == weight.shape
+
+
+@every_integer_format
+@given(weight=weights())
+def test_codes_stay_in_range(name, weight):
+    codes, scales = FORMATS[name].encode(weight)
+    low, high = INTEGERS[name]
+    assert codes.dtype == torch.int8 and codes.shape == (64,)
+    assert codes.min() >= low and codes.max() <= high
+    assert scales.dtype == torch.float16 and scales.shape == (2,)
+
+
+@every_integer_format
+@pytest.mark.parametrize("magnitude", [1e-2, 1.0, 300.0])
+def test_error_is_bounded_by_the_scale(name, magnitude):
+    weight = normal(8, 256, scale=magnitude)
+    _, scales = FORMATS[name].encode(weight)
+    error = (FORMATS[name].quantize(weight) - weight).abs().unflatten(-1, (-1, 32)).amax(-1)
+    # Half a step; where there is one code less on the far side, a full one (scales round to float16).
+    steps = 0.5 if name == "Q8_0" else 1.01
+    assert (error <= steps * scales.float().abs() * 1.001).all()
+
+
+def test_more_bits_are_nearer():
+    weight = normal(16, 128)
+    errors = [(f.quantize(weight) - weight).pow(2).mean().item() for f in FORMATS.values()]
+    assert errors == sorted(errors, reverse=True) and errors[-1] == 0
+    bits = [f.bits for f in FORMATS.values()]
+    assert bits == sorted(bits)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_bytes"), [("Q4_0", 18), ("Q5_0", 22), ("Q8_0", 34), ("F16", 64), ("F32", 128)]
+)
+def test_bytes_of_32_weights(name, n_bytes):
+    assert FORMATS[name].n_bytes(32) == n_bytes
+
+
+@every_integer_format
+@pytest.mark.parametrize("sign", [1, -1])
+def test_integers_that_are_codes_are_exact(name, sign):
+    low, high = INTEGERS[name]
+    row = (torch.arange(32) % (high - low + 1) + low).float() * sign
+    codes, scales = FORMATS[name].encode(row)
+    assert torch.equal(FORMATS[name].quantize(row), row)
+    if name != "Q8_0":  # the scale takes the sign, so that the code is `low` either way
+        assert scales.item() == sign and codes.min() == low
+
+
+@every_format
+def test_zeros_and_tiny_values(name):
+    assert torch.equal(FORMATS[name].quantize(torch.zeros(2, 64)), torch.zeros(2, 64))
+    weight = torch.cat((torch.zeros(32), normal(32)))  # a group of zeros beside one that is not
+    assert torch.equal(FORMATS[name].quantize(weight)[:32], torch.zeros(32))
+    tiny = normal(64, scale=1e-10)
+    assert (FORMATS[name].quantize(tiny) - tiny).abs().max() <= tiny.abs().max()
+
+
+@every_format
+def test_rounding_twice_changes_little(name):
+    once = FORMATS[name].quantize(normal(4, 64))
+    torch.testing.assert_close(FORMATS[name].quantize(once), once, rtol=2e-3, atol=2e-3)
+
+
+@every_format
+def test_slicing_commutes(name):
+    weight, weight_format = normal(6, 4, 128), FORMATS[name]
+    whole = weight_format.quantize(weight)
+    for rows, heads, columns in ((6, 4, 32), (3, 2, 96), (1, 1, 128), (5, 4, 64)):
+        prefix = weight[:rows, :heads, :columns]
+        assert torch.equal(weight_format.quantize(prefix), whole[:rows, :heads, :columns])
+    if name in INTEGERS:
+        codes, scales = weight_format.encode(weight)
+        sliced_codes, sliced_scales = weight_format.encode(weight[..., :96])
+        assert torch.equal(sliced_codes, codes[..., :96]) and torch.equal(sliced_scales, scales[..., :3])
+
+
+@every_format
+def test_the_gradient_is_the_identitys(name):
+    weight = normal(4, 64).requires_grad_()
+    gradient = normal(4, 64, seed=1)
+    quantized = FORMATS[name].fake_quantize(weight)
+    assert torch.equal(quantized, FORMATS[name].quantize(weight.detach()))
+    quantized.backward(gradient)
+    assert torch.equal(weight.grad, gradient)
+
+
+def test_without_gradients_nothing_is_recorded():
+    weight = normal(4, 64).requires_grad_()
+    with torch.no_grad():
+        assert not FORMATS["Q4_0"].fake_quantize(weight).requires_grad
+    assert not FORMATS["Q4_0"].fake_quantize(weight.detach()).requires_grad
+
+
+def test_unknown_name():
+    with pytest.raises(UserError, match=r"unknown weight format 'Q3_9'; known: Q4_0, "):
+        format_named("Q3_9")
+
+
+@pytest.mark.parametrize("names", [(), ("Q8_0", "Q4_0"), ("Q4_0", "Q4_0")])
+def test_formats_must_ascend(names):
+    with pytest.raises(UserError, match=r"^some\.key: formats must ascend"):
+        check_formats("some.key", names, (32,))
+
+
+def attention(**changes):
+    values = dict(d_model=(64,), norm_eps=1e-5, head_dim=32, kv_heads=(1,), heads_per_kv=(1, 2))
+    formats = dict(qkv_formats=("F16",), o_formats=("F16",), droppable=False)
+    return ElasticAttention(**(values | formats | changes))
+
+
+def swiglu(**changes):
+    values = dict(d_model=(64,), norm_eps=1e-5, width=(32, 64))
+    formats = dict(gate_up_formats=("F16",), down_formats=("F16",), droppable=False)
+    return ElasticSwiGLU(**(values | formats | changes))
+
+
+@pytest.mark.parametrize(
+    ("build", "changes", "key"),
+    [
+        (attention, dict(d_model=(48,), qkv_formats=("Q4_0",)), "model.blocks.attention.qkv_formats"),
+        (attention, dict(head_dim=48, o_formats=("Q4_0",)), "model.blocks.attention.o_formats"),
+        (attention, dict(d_model=(48,), droppable=True), "model.blocks.attention.droppable"),
+        (attention, dict(head_dim=16, droppable=True), "model.blocks.attention.droppable"),
+        (swiglu, dict(d_model=(48,), gate_up_formats=("Q8_0",)), "model.blocks.mlp.gate_up_formats"),
+        (swiglu, dict(width=(48,), down_formats=("Q5_0",)), "model.blocks.mlp.down_formats"),
+        (swiglu, dict(d_model=(48,), droppable=True), "model.blocks.mlp.droppable"),
+    ],
+)
+def test_a_width_that_fits_no_group_is_refused(build, changes, key):
+    with pytest.raises(UserError, match=rf"^{key}: a width of (16|48) does not fit Q\d_0"):
+        build(**changes)
+
+
+@pytest.mark.parametrize(
+    ("build", "changes", "key"),
+    [
+        (attention, dict(kv_heads=(2, 1)), "model.blocks.attention.kv_heads"),
+        (attention, dict(kv_heads=()), "model.blocks.attention.kv_heads"),
+        (attention, dict(heads_per_kv=(0, 1)), "model.blocks.attention.heads_per_kv"),
+        (attention, dict(head_dim=33), "model.head_dim"),
+        (swiglu, dict(width=(64, 64)), "model.blocks.mlp.width"),
+        (swiglu, dict(width=()), "model.blocks.mlp.width"),
+    ],
+)
+def test_extents_are_checked(build, changes, key):
+    with pytest.raises(UserError, match=f"^{key} must"):
+        build(**changes)
+
+
+def test_widths_that_need_no_group_may_be_odd():
+    assert attention(d_model=(48,), head_dim=48).head_dim == 48
+    assert swiglu(d_model=(40,), width=(7, 33)).widths == (7, 33)
+
+
+@pytest.mark.parametrize("d_model", [(), (64, 32), (0, 32)])
+def test_the_models_width_is_checked(supernet_of, d_model):
+    with pytest.raises(UserError, match="^model.d_model must ascend"):
+        supernet_of(d_model=d_model)
+
+
+def test_the_embeddings_formats_are_checked(supernet_of):
+    with pytest.raises(UserError, match="^model.embedding_formats: a width of 48"):
+        supernet_of(d_model=(48,), embedding_formats=("Q4_0",))
+    with pytest.raises(UserError, match="^model.n_layers must"):
+        supernet_of(n_layers=0)

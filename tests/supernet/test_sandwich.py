@@ -1,0 +1,97 @@
+from dataclasses import replace
+
+import pytest
+
+from supernet.errors import UserError
+from supernet.sandwich import Schedule
+
+SCHEDULE = Schedule(
+    alone_steps=10,
+    joint_steps=40,
+    n_sampled=2,
+    smallest_every=2,
+    gate_every=4,
+    gate_warmup=0.25,
+    hard_after=0.5,
+    temperature=(4.0, 1.0),
+    warmup_steps=5,
+    final_lr=0.1,
+)
+
+
+def test_kinds():
+    kinds = [SCHEDULE.kind(step) for step in range(SCHEDULE.steps)]
+    assert kinds[:10] == ["alone"] * 10
+    assert kinds[10:20] == ["sandwich"] * 10  # the gates' warm-up
+    gate_steps = [step for step, kind in enumerate(kinds) if kind == "gates"]
+    assert gate_steps == [21, 25, 29, 33, 37, 41, 45, 49]
+    assert set(kinds) == {"alone", "sandwich", "gates"}
+
+
+def test_no_gates():
+    schedule = replace(SCHEDULE, gate_every=0)
+    assert "gates" not in {schedule.kind(step) for step in range(schedule.steps)}
+
+
+def test_the_learning_rate_rises_and_falls():
+    factors = [SCHEDULE.lr_factor(step) for step in range(SCHEDULE.steps + 1)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5] == 1 and factors[-1] == pytest.approx(0.1)
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+    assert replace(SCHEDULE, warmup_steps=0).lr_factor(0) == 1
+
+
+def test_the_temperature_falls_geometrically():
+    assert [SCHEDULE.gumbel_temperature(step) for step in (0, 10, 30, 50)] == pytest.approx([4, 4, 2, 1])
+
+
+def test_hard_gates_come_later():
+    assert [SCHEDULE.hard_gates(step) for step in (0, 29, 30, 49)] == [False, False, True, True]
+
+
+def test_the_largest_trains_alone_in_full_precision(toy_space):
+    assert SCHEDULE.subnets(toy_space, 0, 3) == [("largest", toy_space.full_precision(toy_space.largest))]
+
+
+def test_a_sandwich(toy_space):
+    roles = [[role for role, _ in SCHEDULE.subnets(toy_space, 0, step)] for step in (10, 11, 12)]
+    assert roles == [
+        ["largest", "smallest", "sampled", "sampled"],
+        ["largest", "sampled", "sampled"],
+        ["largest", "smallest", "sampled", "sampled"],
+    ]
+    named = dict(SCHEDULE.subnets(toy_space, 0, 10)[:2])
+    assert named["largest"] == toy_space.decode(toy_space.largest)
+    assert named["smallest"] == toy_space.decode(toy_space.smallest)
+    for _, architecture in SCHEDULE.subnets(toy_space, 0, 10):
+        assert toy_space.decode(toy_space.encode(architecture)) == architecture
+
+
+def test_subnets_are_a_function_of_seed_and_step(toy_space):
+    drawn = {(seed, step): SCHEDULE.subnets(toy_space, seed, step) for step in (30, 12) for seed in (0, 1)}
+    for (seed, step), subnets in drawn.items():
+        assert SCHEDULE.subnets(toy_space, seed, step) == subnets
+    assert drawn[0, 12] != drawn[1, 12] != drawn[0, 30]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (dict(alone_steps=-1), "alone_steps"),
+        (dict(alone_steps=0, joint_steps=0), "joint_steps"),
+        (dict(n_sampled=-1), "n_sampled"),
+        (dict(smallest_every=0), "smallest_every"),
+        (dict(gate_every=1), "gate_every"),
+        (dict(gate_every=-2), "gate_every"),
+        (dict(temperature=(1.0,)), "temperature"),
+        (dict(temperature=(1.0, 0.0)), "temperature"),
+    ],
+)
+def test_impossible_schedules_are_refused(change, key):
+    with pytest.raises(UserError, match=f"schedule.*{key}"):
+        replace(SCHEDULE, **change)
+
+
+def test_one_phase_is_enough():
+    assert replace(SCHEDULE, joint_steps=0).steps == 10
+    assert replace(SCHEDULE, alone_steps=0).kind(0) == "sandwich"
