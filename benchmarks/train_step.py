@@ -14,7 +14,7 @@ from common import compose, forward_flops, interleaved, make_supernet, plain_lla
 from supernet.config import build
 from supernet.sandwich import Schedule
 from supernet.subnet import extract
-from supernet.training import sandwich_losses
+from supernet.training import sandwich_loss
 
 VOCABULARY = 1024
 
@@ -45,17 +45,15 @@ def main() -> None:
         optimizers[0].zero_grad()
 
     def sandwich_step(repeat: int) -> None:
-        losses = sandwich_losses(supernet, batch, subnets[repeat])
-        torch.stack(losses).sum().backward()
+        loss, _ = sandwich_loss(supernet, batch, subnets[repeat])
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(supernet.parameters(), 1.0)
         optimizers[1].step()
         optimizers[1].zero_grad()
 
     seconds = interleaved({"plain": plain_step, "sandwich": sandwich_step}, arguments.repeats, warmup=3)
     whole = forward_flops(largest, length)
-    shares = [
-        sum(forward_flops(extract(supernet, space.encode(a)), length) for a in step) / whole for step in subnets
-    ]
+    shares = [sum(forward_flops(extract(supernet, space.encode(a)), length) for a in step) / whole for step in subnets]
     ratios = [s / p for s, p in zip(seconds["sandwich"], seconds["plain"], strict=True)]
     record(
         "train_step",

@@ -103,23 +103,17 @@ class Evolution(ABC):
         genome = shrink(self.space, self.space.sample_spread(rng), self.fits, rng)
         return Proposal(genome, Lineage(self.generation, "random", seed=self.seed))
 
-    def _child(
-        self, operator: str, genome: Genome, parents: Sequence[Candidate], rng: np.random.Generator
-    ) -> Proposal:
+    def _child(self, operator: str, genome: Genome, parents: Sequence[Candidate], rng: np.random.Generator) -> Proposal:
         fitted = shrink(self.space, genome, self.fits, rng)
         if fitted != genome:
             operator += " + shrink"
         changed = difference(self.space, parents[0].genome, fitted)
-        return Proposal(
-            fitted, Lineage(self.generation, operator, tuple(p.id for p in parents), changed, self.seed)
-        )
+        return Proposal(fitted, Lineage(self.generation, operator, tuple(p.id for p in parents), changed, self.seed))
 
     def _tournament(self, size: int, rng: np.random.Generator) -> Candidate:
         """Return the best of `size` parents drawn with replacement."""
         order = self._order()
-        return self.parents[
-            min((int(i) for i in rng.integers(len(self.parents), size=size)), key=lambda i: order[i])
-        ]
+        return self.parents[min((int(i) for i in rng.integers(len(self.parents), size=size)), key=lambda i: order[i])]
 
     def _order(self) -> list[tuple[float, int, float]]:
         if self._ranked is not self.parents:
@@ -165,9 +159,7 @@ class NSGA2(Evolution):
     def _propose(self, rng: np.random.Generator) -> Proposal:
         parent = self._tournament(2, rng)
         if rng.random() >= self.crossover:
-            return self._child(
-                "mutate", mutate(self.space, parent.genome, self.mutations, rng), [parent], rng
-            )
+            return self._child("mutate", mutate(self.space, parent.genome, self.mutations, rng), [parent], rng)
         other = self._tournament(2, rng)
         genome = mutate(self.space, cross(self.space, parent.genome, other.genome, rng), self.mutations, rng)
         return self._child("cross + mutate", genome, [parent, other], rng)

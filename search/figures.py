@@ -62,9 +62,7 @@ def style_axes(figure: Any, x: str, y: str) -> Any:
     return figure
 
 
-def _points(
-    figure: Any, entries: Sequence[Entry], place: Callable[[Entry], Any], name: str, **style: Any
-) -> None:
+def _points(figure: Any, entries: Sequence[Entry], place: Callable[[Entry], Any], name: str, **style: Any) -> None:
     """Add the entries whose place is known as one trace."""
     import plotly.graph_objects as go
 
@@ -91,17 +89,13 @@ def _hover(data: ReportData, entry: Entry) -> str:
     """What the mouse shows: who it is, what it scores, where it comes from, what it is made of."""
     origin = entry.get("lineage") or {}
     parents = ", ".join(map(str, origin.get("parents") or []))
-    scores = " · ".join(
-        f"{k} {v:.4g}" for k, v in (entry.get("scores") or {}).items() if number(v) is not None
-    )
+    scores = " · ".join(f"{k} {v:.4g}" for k, v in (entry.get("scores") or {}).items() if number(v) is not None)
     lines = [scores]
     if "operator" in origin:
         lines.append(f"generation {origin.get('generation', '?')}: {origin['operator']}")
         lines[-1] += f" from {parents}" if parents else ""
         changed = changed_genes(entry)
-        lines.append(
-            f"{len(changed)} changed: {', '.join(changed[:3])}{' …' * (len(changed) > 3)}" if changed else ""
-        )
+        lines.append(f"{len(changed)} changed: {', '.join(changed[:3])}{' …' * (len(changed) > 3)}" if changed else "")
     if entry.get("genome") is not None:
         lines += summary_lines(data.space, entry["genome"])
     title = entry.get("name") or f"candidate {entry.get('id')}"
@@ -213,14 +207,12 @@ def measured_front(data: ReportData, target: str) -> Any:
     figure = style_axes(
         new_figure(380, hovermode="closest"), "decode (ms per token; bar: p50 to p95)", f"valid {label(y)}"
     )
-    spread = [
-        max(0.0, (measured(e, "decode_ms_p95") or 0) - (measured(e, "decode_ms_p50") or 0)) for e in members
-    ]
+    spread = [max(0.0, (measured(e, "decode_p95_ms") or 0) - (measured(e, "decode_ms") or 0)) for e in members]
     sizes = [lookup(e, "scores", "size_mb") for e in members]
     _points(
         figure,
         members,
-        lambda e: (measured(e, "decode_ms_p50"), lookup(e, "scores", y)),
+        lambda e: (measured(e, "decode_ms"), lookup(e, "scores", y)),
         "front member",
         hover=[_hover(data, e) for e in members],
         error_x={

@@ -25,9 +25,7 @@ def search_progress(data: ReportData) -> Any:
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.09)
     figure.update_layout(look(320, showlegend=False, hovermode="x unified"))
     steps = thin(len(running.best), MAX_POINTS)
-    for column, (values, color) in enumerate(
-        ((running.best, FINALIST), (running.hypervolume, SERIES[2])), start=1
-    ):
+    for column, (values, color) in enumerate(((running.best, FINALIST), (running.hypervolume, SERIES[2])), start=1):
         line = {"color": color, "width": 2, "shape": "hv"}
         x = [i + 1 for i in steps]
         mode = "lines" if len(steps) > 1 else "markers"
@@ -39,9 +37,7 @@ def search_progress(data: ReportData) -> Any:
     return figure
 
 
-def gate_leaning(
-    data: ReportData, budget: int
-) -> tuple[list[int], list[str], list[list[float]], list[list[str]]]:
+def gate_leaning(data: ReportData, budget: int) -> tuple[list[int], list[str], list[list[float]], list[list[str]]]:
     """Return (steps, genes, leaning, text) of one budget's gates; leaning and text are per gene and step.
 
     A gate's leaning is the expected position of its choice: 0 the cheapest, 1 the dearest. Genes are ordered
@@ -57,9 +53,7 @@ def gate_leaning(
     for i, name in open_genes:
         rows = [record["probabilities"][budget][i] for record in history]
         leaning.append([sum(j * p for j, p in enumerate(row)) / (len(row) - 1) for row in rows])
-        texts.append(
-            [", ".join(f"{c} {p:.0%}" for c, p in zip(choices[name], row, strict=True)) for row in rows]
-        )
+        texts.append([", ".join(f"{c} {p:.0%}" for c, p in zip(choices[name], row, strict=True)) for row in rows])
     return [record["step"] for record in history], [name for _, name in open_genes], leaning, texts
 
 
@@ -72,9 +66,7 @@ def gates(data: ReportData) -> Any:
     n_genes = len(gate_leaning(data, 0)[1])
     height = 110 + max(6, n_genes) * (15 if n_genes <= 90 else 8)
     titles = [f"budget {budget:g} MB" for budget in budgets]
-    figure = make_subplots(
-        rows=1, cols=len(budgets), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02
-    )
+    figure = make_subplots(rows=1, cols=len(budgets), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02)
     figure.update_layout(look(height), margin_l=190)
     for column in range(len(budgets)):
         steps, genes, leaning, texts = gate_leaning(data, column)
@@ -95,9 +87,7 @@ def gates(data: ReportData) -> Any:
         "thickness": 12,
         "outlinewidth": 0,
     }
-    figure.update_layout(
-        coloraxis={"colorscale": LEANING, "cmin": 0, "cmax": 1, "colorbar": {**bar, "len": 0.5}}
-    )
+    figure.update_layout(coloraxis={"colorscale": LEANING, "cmin": 0, "cmax": 1, "colorbar": {**bar, "len": 0.5}})
     return figure
 
 

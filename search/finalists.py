@@ -25,6 +25,7 @@ def spread(front: Sequence[Candidate], objectives: Sequence[str], n: int) -> lis
     chosen = [int(points[:, 0].argmin())]
     while len(chosen) < n:
         distance = np.min([np.abs(points - points[i]).sum(1) for i in chosen], axis=0)
+        distance[chosen] = -1.0  # nobody twice, even where all distances are 0
         chosen.append(int(distance.argmax()))
     return [front[i] for i in sorted(chosen, key=lambda i: points[i, 0])]
 
@@ -69,4 +70,3 @@ class Judge:
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
         }
-

@@ -103,8 +103,8 @@ class _Module(L.LightningModule):
             if target is None:
                 target = torch.zeros(*tokens.shape, self.decoder.vocab_size, device=self.device)
             target.scatter_add_(-1, targets.unsqueeze(-1), torch.full_like(target[..., :1], 1 - share))
-        loss = distillation_loss(self.decoder(tokens), target)
+        loss, next_token = distillation_loss(self.decoder(tokens), target, targets)
         if not torch.isfinite(loss):
             raise UserError(f"fine-tuning: the loss is {loss.item()} at step {self.global_step}; lower finetune.lr")
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
+        self.log("loss", next_token, batch_size=1)
         return loss

@@ -120,9 +120,7 @@ def summary_lines(space: SearchSpace, genome: Sequence[int]) -> list[str]:
         for column, cell in zip(laid_out.columns, cells, strict=True):
             if cell is not None and cell.text:
                 blocks.setdefault(column.split(".")[0], []).append(cell.text)
-        texts = [
-            f"{name} {' '.join(text for text in values if text != 'on')}" for name, values in blocks.items()
-        ]
+        texts = [f"{name} {' '.join(text for text in values if text != 'on')}" for name, values in blocks.items()]
         lines.append(f"{prefix}: {' | '.join(texts)}")
     return [line for line in lines if line]
 
@@ -152,17 +150,13 @@ def grid_html(laid_out: Grid) -> str:
         for cell in laid_out.single
         if cell.text
     )
-    groups = "".join(
-        f'<th colspan="{n}">{escape(block)}</th>' for block, n in column_groups(laid_out.columns)
-    )
+    groups = "".join(f'<th colspan="{n}">{escape(block)}</th>' for block, n in column_groups(laid_out.columns))
     heads = "".join(f"<th>{escape(column_name(column))}</th>" for column in laid_out.columns)
     body = "".join(
         f"<tr><th>{escape(prefix)}</th>{''.join(_cell_html(cell) for cell in cells)}</tr>"
         for prefix, cells in laid_out.rows
     )
-    table = (
-        f'<table class="grid"><tr><th></th>{groups}</tr><tr class="names"><th></th>{heads}</tr>{body}</table>'
-    )
+    table = f'<table class="grid"><tr><th></th>{groups}</tr><tr class="names"><th></th>{heads}</tr>{body}</table>'
     return f'<div class="chips">{chips}</div><div class="wide">{table if laid_out.rows else ""}</div>'
 
 

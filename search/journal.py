@@ -39,24 +39,20 @@ class Journal:
             content = json.loads(line)
             version = content["version"]
             if version != FORMAT_VERSION:
-                raise UserError(
-                    f"{where}: format version {version!r}; this program reads version {FORMAT_VERSION}"
-                )
+                raise UserError(f"{where}: format version {version!r}; this program reads version {FORMAT_VERSION}")
             candidate = Candidate.from_json(content)
+            space.check(candidate.genome)
+        except UserError as error:
+            raise UserError(f"{where}: {error}; fresh=true starts this search over") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{where} is damaged ({error!r}); fresh=true starts this search over") from None
-        space.check(candidate.genome)
         if candidate.id != number - 1:
             raise UserError(f"{where} is damaged: id {candidate.id}, expected {number - 1}")
         return candidate
 
     def append(self, candidates: Sequence[Candidate]) -> None:
         """Add candidates and wait until they are on disk."""
-        lines = [
-            json.dumps({"version": FORMAT_VERSION, **c.to_json()}, separators=(",", ":")) for c in candidates
-        ]
+        lines = [json.dumps({"version": FORMAT_VERSION, **c.to_json()}, separators=(",", ":")) for c in candidates]
         with self.path.open("ab") as file:
             file.write("".join(line + "\n" for line in lines).encode())
             file.flush()

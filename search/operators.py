@@ -35,9 +35,7 @@ def cross(space: SearchSpace, first: Genome, second: Genome, rng: np.random.Gene
     return space.canonical([a if t else b for a, b, t in zip(first, second, take, strict=True)])
 
 
-def shrink(
-    space: SearchSpace, genome: Genome, fits: Callable[[Genome], bool], rng: np.random.Generator
-) -> Genome:
+def shrink(space: SearchSpace, genome: Genome, fits: Callable[[Genome], bool], rng: np.random.Generator) -> Genome:
     """Lower random genes, one choice at a time, until the genome fits (or nothing is left to lower)."""
     while not fits(genome):
         lowerable = [i for i, index in enumerate(genome) if index > 0]

@@ -154,9 +154,7 @@ def gates(data: ReportData) -> Any:
     image = heat = None
     steps = [record["step"] for record in data.gates["history"]]
     for i, budget in enumerate(budgets):
-        axes = _plain(
-            figure.add_subplot(parts[0, i]), "training step", "expected size (MB)", f"budget {budget:g} MB"
-        )
+        axes = _plain(figure.add_subplot(parts[0, i]), "training step", "expected size (MB)", f"budget {budget:g} MB")
         axes.plot(
             steps,
             [record["expected_mb"][i] for record in data.gates["history"]],
@@ -184,9 +182,7 @@ def search_progress(data: ReportData) -> Any:
         axes = _plain(figure.add_subplot(1, 2, i + 1), "evaluations", text, "")
         numbers = [float("nan") if v is None else v for v in values]
         marker = "o" if len(values) == 1 else None
-        axes.step(
-            range(1, len(values) + 1), numbers, where="post", color=(FINALIST, SERIES[2])[i], marker=marker
-        )
+        axes.step(range(1, len(values) + 1), numbers, where="post", color=(FINALIST, SERIES[2])[i], marker=marker)
     return figure
 
 

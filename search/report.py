@@ -114,10 +114,7 @@ def _add_search(page: Page, data: ReportData) -> None:
     )
     front_ids = {entry["id"] for members in data.front.values() for entry in members}
     columns = [Column("operator"), Column("on the front", 0), Column("evaluated", 0), Column("feasible", 0)]
-    rows = [
-        Row([name, hits, tried, fits])
-        for name, tried, fits, hits in operator_counts(data.candidates, front_ids)
-    ]
+    rows = [Row([name, hits, tried, fits]) for name, tried, fits, hits in operator_counts(data.candidates, front_ids)]
     page.add("<h3>Where the candidates came from</h3>", table(columns, rows))
 
 
@@ -163,9 +160,7 @@ def _add_training(page: Page, data: ReportData) -> None:
         columns += [Column("valid accuracy", 1, percent=True)]
         keys = ("name", "size_mb", "valid_loss", "valid_accuracy")
         nets = sorted(data.summary["table"], key=lambda net: lookup(net, "size_mb") or 0)
-        page.add(
-            "<h3>After training</h3>", table(columns, [Row([net.get(k) for k in keys]) for net in nets], 1)
-        )
+        page.add("<h3>After training</h3>", table(columns, [Row([net.get(k) for k in keys]) for net in nets], 1))
 
 
 def _add_settings(page: Page, data: ReportData) -> None:
@@ -173,6 +168,4 @@ def _add_settings(page: Page, data: ReportData) -> None:
         page.section("Settings")
         rows = [Row([key, value]) for key, value in sorted(data.settings.items())]
         columns = [Column("key"), Column("value", flow=True)]
-        page.add(
-            f"<details><summary>All settings of this search</summary>{table(columns, rows, 0)}</details>"
-        )
+        page.add(f"<details><summary>All settings of this search</summary>{table(columns, rows, 0)}</details>")

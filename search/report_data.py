@@ -15,15 +15,6 @@ from supernet.genes import SearchSpace
 
 Entry = Mapping[str, Any]  # one candidate, front member, finalist or baseline, as its file holds it
 
-COST_NAMES = {
-    "file_size_mb": ("file_size_mb", "file_mb"),
-    "prefill_ms": ("prefill_ms", "ttft_ms"),
-    "prefill_tokens": ("prefill_tokens",),
-    "decode_ms_p50": ("decode_ms_p50", "decode_ms"),
-    "decode_ms_p95": ("decode_ms_p95", "decode_p95_ms"),
-    "peak_memory_mb": ("peak_memory_mb",),
-    "kv_bytes_per_token": ("kv_bytes_per_token",),
-}
 UNITS = {"_mb": "MB", "_ms": "ms", "_bytes": "bytes", "_tokens": "tokens"}
 
 
@@ -80,11 +71,7 @@ class ReportData:
     @property
     def budget(self) -> float | None:
         """The upper bound of the cost axis, where the settings name one."""
-        wanted = (self.axes[0], "budget_mb") if self.axes[0] == "size_mb" else (self.axes[0],)
-        for key, value in self.settings.items():
-            if "budget" in key and key.split(".")[-1] in wanted and number(value) is not None:
-                return float(value)
-        return None
+        return number(self.settings.get(f"budget.{self.axes[0]}"))
 
 
 def read_report_data(search_dir: Path) -> ReportData:
@@ -101,9 +88,7 @@ def read_report_data(search_dir: Path) -> ReportData:
         search_dir=search_dir,
         space=space,
         candidates=_read_journal(search_dir / "journal.jsonl", space),
-        front={
-            name: list(members) for name, members in read_json(search_dir / "front.json")["targets"].items()
-        },
+        front={name: list(members) for name, members in read_json(search_dir / "front.json")["targets"].items()},
         finalists={name: list(lists["finalists"]) for name, lists in targets.items()},
         baselines={name: list(lists.get("baselines") or []) for name, lists in targets.items()},
         gates=_read_optional(supernet_dir / "gates.json"),
@@ -131,9 +116,7 @@ def _read_metrics(path: Path) -> tuple[dict[str, list[float | None]], list[str]]
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if _parse(row.get("step")) is not None]
     columns = [name for name in (rows[0] if rows else {}) if name and name != "phase"]
-    return {name: [_parse(row[name]) for row in rows] for name in columns}, [
-        row.get("phase") or "" for row in rows
-    ]
+    return {name: [_parse(row[name]) for row in rows] for name in columns}, [row.get("phase") or "" for row in rows]
 
 
 def _parse(text: str | None) -> float | None:
@@ -191,9 +174,7 @@ def position(data: ReportData, entry: Entry) -> tuple[float | None, float | None
     # The journal's score, where there is one: finalists are judged again on more rows than the search used.
     searched = data.scores_of.get(tuple(entry.get("genome") or ()), {})
     quality = lookup({**searched, **entry["scores"]}, y)
-    return lookup(entry, "scores", x), lookup(
-        entry, "inherited", f"valid_{y}"
-    ) if quality is None else quality
+    return lookup(entry, "scores", x), lookup(entry, "inherited", f"valid_{y}") if quality is None else quality
 
 
 def shipped(entry: Entry) -> Entry:
@@ -203,12 +184,12 @@ def shipped(entry: Entry) -> Entry:
 
 def measured(entry: Entry, cost: str) -> float | None:
     """Return what the target's runtime measured, under whichever name the target gives it."""
-    return next((v for name in COST_NAMES[cost] if (v := lookup(entry, "measured", name)) is not None), None)
+    return lookup(entry, "measured", cost)
 
 
 def is_measured(entry: Entry) -> bool:
     """Say whether the target's runtime timed this entry."""
-    return measured(entry, "decode_ms_p50") is not None
+    return measured(entry, "decode_ms") is not None
 
 
 def perplexity(loss: float | None) -> float | None:
@@ -227,11 +208,7 @@ def rival(data: ReportData, target: str, finalist: Entry) -> Entry | None:
     size = lookup(finalist, "scores", "size_mb")
     sized = [e for e in data.baselines.get(target, []) if lookup(e, "scores", "size_mb") is not None]
     uniform = [e for e in sized if str(e["name"]).startswith("uniform")] or sized
-    return (
-        min(uniform, key=lambda e: abs(e["scores"]["size_mb"] - size), default=None)
-        if size is not None
-        else None
-    )
+    return min(uniform, key=lambda e: abs(e["scores"]["size_mb"] - size), default=None) if size is not None else None
 
 
 def thin(n_items: int, limit: int) -> list[int]:

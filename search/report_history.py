@@ -48,9 +48,7 @@ def progress(data: ReportData) -> Progress:
     """Return how the best score and the hypervolume grew over the evaluations."""
     x_name, y_name = data.axes
     points = [
-        (lookup(c, "scores", x_name), lookup(c, "scores", y_name))
-        if c.get("feasible", True)
-        else (None, None)
+        (lookup(c, "scores", x_name), lookup(c, "scores", y_name)) if c.get("feasible", True) else (None, None)
         for c in data.candidates
     ]
     known = [(x, y) for x, y in points if x is not None and y is not None]

@@ -21,15 +21,14 @@ from search.report_html import Column, Page, Row, format_number, table
 from search.report_usage import add_usage
 
 NOT_MEASURED = (
-    "llama-cpp-python is not installed: <code>pip install -e '.[gguf]'</code> adds latency, memory "
-    "and sample text"
+    "llama-cpp-python is not installed: <code>pip install -e '.[gguf]'</code> adds latency, memory and sample text"
 )
 SPLITS = ("valid", "test")
 COSTS = {
-    "file_size_mb": ("file (MB)", 3),
-    "prefill_ms": ("TTFT (ms)", 1),
-    "decode_ms_p50": ("decode p50 (ms/token)", 3),
-    "decode_ms_p95": ("decode p95 (ms/token)", 3),
+    "file_mb": ("file (MB)", 3),
+    "ttft_ms": ("TTFT (ms)", 1),
+    "decode_ms": ("decode p50 (ms/token)", 3),
+    "decode_p95_ms": ("decode p95 (ms/token)", 3),
     "peak_memory_mb": ("peak memory (MB)", 1),
     "kv_bytes_per_token": ("KV cache (bytes/token)", 0),
 }
@@ -50,9 +49,7 @@ def add_target(page: Page, data: ReportData, target: str) -> None:
         figures.front(data, target),
         "Each point is a net with inherited weights. Hover for its origin and architecture; drag to zoom.",
     )
-    page.section(
-        f"Finalists against baselines on {target}", f"{target}: finalists" if several else "Finalists"
-    )
+    page.section(f"Finalists against baselines on {target}", f"{target}: finalists" if several else "Finalists")
     _add_finalists(page, data, target)
     page.section(f"Measured on {target}", f"{target}: measured" if several else "Measured")
     _add_measured(page, data, target)
@@ -89,11 +86,9 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
     for entry, kind in _entries(data, target):
         values: list[object] = [entry["name"], lookup(entry, "scores", "size_mb")]
         for state in ("inherited", "fine_tuned"):
-            values += [
-                lookup(entry, state, f"{split}_{what}") for what in ("loss", "accuracy") for split in SPLITS
-            ]
+            values += [lookup(entry, state, f"{split}_{what}") for what in ("loss", "accuracy") for split in SPLITS]
         values += [perplexity(lookup(shipped(entry), "test_loss"))]
-        values += [lookup(entry, "llama_cpp_test", "loss"), lookup(entry, "llama_cpp_test", "accuracy")]
+        values += [lookup(entry, "runtime_test", "loss"), lookup(entry, "runtime_test", "accuracy")]
         rows.append(Row(values, kind, entry is best))
     page.add(
         table(columns, rows, sorted_by=1),
@@ -115,19 +110,13 @@ def _add_measured(page: Page, data: ReportData, target: str) -> None:
     for entry, _ in entries:
         reason = (entry.get("measured") or {}).get("reason")
         if reason:
-            page.add(
-                f'<p class="missing">{escape(str(entry["name"]))} did not run: {escape(str(reason))}</p>'
-            )
+            page.add(f'<p class="missing">{escape(str(entry["name"]))} did not run: {escape(str(reason))}</p>')
     rows = []
     for entry, kind in entries:
         values = [measured(entry, cost) for cost in COSTS]
         rows.append(Row([entry["name"], lookup(entry, "scores", "size_mb"), *values], kind))
     prompts = {measured(e, "prefill_tokens") for e in [*members, *(entry for entry, _ in entries)]} - {None}
-    prompt = (
-        f" for a prompt of {', '.join(f'{n:g}' for n in sorted(filter(None, prompts)))} tokens"
-        if prompts
-        else ""
-    )
+    prompt = f" for a prompt of {', '.join(f'{n:g}' for n in sorted(filter(None, prompts)))} tokens" if prompts else ""
     page.add(
         "<h3>Cost of finalists and baselines</h3>",
         table([Column("net"), Column("size (MB)", 3), *costs], rows, sorted_by=1),
@@ -136,9 +125,7 @@ def _add_measured(page: Page, data: ReportData, target: str) -> None:
     if members:
         page.add("<h3>The predicted front, measured</h3>")
     if any(is_measured(e) for e in members):
-        page.figure(
-            figures.measured_front(data, target), "A front that keeps its shape here was predicted well."
-        )
+        page.figure(figures.measured_front(data, target), "A front that keeps its shape here was predicted well.")
     scores = list(dict.fromkeys(name for e in members for name in e["scores"]))
     columns = [Column("id", 0), *(Column(_short(name), 3, "search scores") for name in scores)]
     columns += [Column(name, digits, "measured") for name, digits in COSTS.values()]

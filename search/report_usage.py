@@ -17,9 +17,7 @@ def add_usage(page: Page, data: ReportData, target: str) -> None:
     """Add sample text, the largest net's first, and the commands for every exported net."""
     finalists = data.finalists.get(target, [])
     others = [e for e in data.baselines.get(target, []) if str(e["name"]).startswith("largest")]
-    samples = [
-        (e, kind) for entries, kind in ((others, "baseline"), (finalists, "finalist")) for e in entries
-    ]
+    samples = [(e, kind) for entries, kind in ((others, "baseline"), (finalists, "finalist")) for e in entries]
     cards = "".join(_card(e, kind) for e, kind in samples if e.get("sample"))
     page.add(f'<h3>Sample text</h3><div class="cards">{cards}</div>' if cards else "")
     exported = [e for e in finalists if e.get("export")]
@@ -33,9 +31,7 @@ def add_usage(page: Page, data: ReportData, target: str) -> None:
 
 def _card(entry: Entry, kind: str) -> str:
     # A model may emit control characters, which HTML forbids.
-    text = "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(entry["sample"])
-    )
+    text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(entry["sample"]))
     name = escape(str(entry["name"]))
     return f'<div><h4 class="{kind}">{name}</h4><pre>{escape(text)}</pre></div>'
 
@@ -66,7 +62,7 @@ def _hugging_face(search_dir: Path, folder: str, prompt: str) -> str:
     trust = ", trust_remote_code=True" if _has_own_code(search_dir / folder / "config.json") else ""
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({folder!r}{trust})\n"
         f"model = AutoModelForCausalLM.from_pretrained({folder!r}{trust})\n"
         f'ids = tokenizer({prompt!r}, return_tensors="pt").input_ids\n'
         f"print(tokenizer.decode(model.generate(ids, max_new_tokens={N_TOKENS})[0]))"

@@ -14,16 +14,17 @@ from omegaconf import DictConfig
 from search.candidate import Candidate
 from search.finalists import Judge
 from search.finetune import FineTuning
-from search.targets import Target
+from search.targets import Runtime, Target
 from supernet.config import build
 from supernet.data import TokenData
 from supernet.files import read_json, write_json
 from supernet.genes import Genome
+from supernet.losses import evaluate
 from supernet.run import TrainedSupernet, versions
 from supernet.subnet import Decoder, extract
 
 SAMPLE_TOKENS = 96
-LLAMA_CPP_TOKENS = 8192  # of the test split, on which the shipped file is compared with our own evaluation
+RUNTIME_TOKENS = 8192  # of the test split, on which the shipped file is compared with our own evaluation
 
 
 class Shipyard:
@@ -42,7 +43,7 @@ class Shipyard:
     ) -> None:
         self.config, self.folder, self.trained, self.data, self.command = config, folder, trained, data, command
         self.space = trained.supernet.space
-        self.target: Any = build(config.target)
+        self.target: Runtime = build(config.target)
         self.others: list[Target] = [build(node) for node in config.exports.values()]
 
     @cached_property
@@ -86,7 +87,9 @@ class Shipyard:
         inherited = self.judge.scores(copy.deepcopy(decoder).freeze_formats())
         fine_tuned = None
         if tune:
-            decoder = self.finetuning.tune(work, f"fine-tune {name}", decoder, self.teacher, self.data, self.config.seed)
+            decoder = self.finetuning.tune(
+                work, f"fine-tune {name}", decoder, self.teacher, self.data, self.config.seed
+            )
             fine_tuned = self.judge.scores(copy.deepcopy(decoder).freeze_formats())
         architecture = self.space.decode(genome)
         entry: dict[str, Any] = {
@@ -113,20 +116,20 @@ class Shipyard:
 
     def _run(self, decoder: Decoder, folder: Path) -> dict[str, Any]:
         """Return what the real runtime says of a net: cost, quality, sample text; None where it is absent."""
-        nothing = {"measured": None, "llama_cpp_test": None, "sample": None}
+        nothing = {"measured": None, "runtime_test": None, "sample": None}
         measured = self.measure(decoder, folder)
         if measured is None or not measured["built"]:
             return {**nothing, "measured": measured}
-        path = folder / "model.gguf"
-        n = max(1, LLAMA_CPP_TOKENS // (self.judge.test.shape[1] - 1))
-        rows = self.judge.test[:n]
+        path = folder / self.target.file_name
+        length = int(self.data.config["sequence_length"])
+        rows = self.data.evaluation_batch("test", max(1, RUNTIME_TOKENS // length), length)
         theirs = self.target.evaluate(path, rows.numpy())
         with torch.inference_mode():
-            ours = Judge(rows, rows, self.config.eval_batch_size).scores(copy.deepcopy(decoder).freeze_formats())
+            our_loss, _ = evaluate(copy.deepcopy(decoder).freeze_formats(), rows, self.config.eval_batch_size)
         sample = self.target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed)
         return {
             "measured": measured,
-            "llama_cpp_test": {**theirs, "our_loss": ours["test_loss"], "tokens": rows[:, 1:].numel()},
+            "runtime_test": {**theirs, "our_loss": our_loss, "tokens": rows[:, 1:].numel()},
             "sample": self.config.prompt + sample,
         }
 
@@ -134,7 +137,7 @@ class Shipyard:
         """Export a net to `folder` unless it is there, and measure it; None without the runtime."""
         if self.target.available() is not None:
             return None
-        path = folder / "model.gguf"
+        path = folder / self.target.file_name
         if not path.exists():
             path = self.target.export(decoder, self.trained.tokenizer_json, folder)
         return self.target.measure(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from search.candidate import Candidate, Proposal
 from search.evaluation import MB, Evaluation, Evaluator
@@ -20,13 +20,14 @@ from search.objectives import Objective
 from search.population import baselines, first_population
 from search.shipping import Shipyard
 from supernet.cli import print_table, progress, typed_command
-from supernet.config import build
+from supernet.config import build, check, check_counts, job_name, number, plain
 from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
+from supernet.fitting import check_trainer
 from supernet.genes import Genome
 from supernet.randomness import generator
-from supernet.run import TrainedSupernet, claim, load_supernet, locked
+from supernet.run import TrainedSupernet, already_finished, claim, load_supernet, locked
 
 JOURNAL, FRONT, FINALISTS, REPORT = "journal.jsonl", "front.json", "finalists.json", "report.html"
 
@@ -55,11 +56,7 @@ class Search:
     @cached_property
     def data(self) -> TokenData:
         """The tokens the supernet was trained on; a missing cache is built again."""
-        data = build(OmegaConf.create(self.trained.data["config"]))
-        if data.hash != self.trained.data["hash"]:
-            raise UserError(f"the corpus of {self.config.run} has changed since training: its hash is now {data.hash}")
-        assert isinstance(data, TokenData)
-        return data
+        return self.trained.tokens()
 
     @cached_property
     def objectives(self) -> list[Objective]:
@@ -81,7 +78,8 @@ class Search:
     @cached_property
     def budget(self) -> dict[str, float]:
         """Hard bounds by score."""
-        return {str(name): float(bound) for name, bound in self.config.budget.items() if bound is not None}
+        bounds = self.config.budget
+        return {str(name): number(bounds, name) for name in bounds if bounds[name] is not None}
 
     def violation(self, scores: Mapping[str, float]) -> float:
         """Return the sum of relative excesses over the budgets that are among the scores."""
@@ -95,6 +93,11 @@ class Search:
         """Return whether a genome meets the budgets that are known without evaluating it."""
         return self.violation(self.cheap_scores(self.evaluator.evaluation(genome))) == 0
 
+    def make_strategy(self, first: Sequence[Proposal]) -> Evolution:
+        """Return what proposes candidates, beginning with `first`."""
+        make = build(self.config.evolution)
+        return make(self.trained.supernet.space, self.names, first, self.config.seed, self.fits)
+
     def shipyard(self) -> Shipyard:
         """Return what tunes, measures and ships."""
         return Shipyard(self.config, self.folder, self.trained, self.data, self.command)
@@ -103,39 +106,46 @@ class Search:
 @contextmanager
 def opened(config: DictConfig) -> Iterator[Search]:
     """Lock and claim the search directory, having checked what can be checked before anything is spent."""
-    torch.set_num_threads(config.n_threads)
-    run = Path(config.run)
-    trained = load_supernet(run)
-    name = str(config.search)
-    if not name or "/" in name or name.startswith("."):
-        raise UserError(f"search: {name!r} cannot name a directory under {run}/search/")
-    folder = run / "search" / name
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    settings = {str(k): v for k, v in settings.items() if k not in ("fresh", "export")}
+    folder = Path(config.run) / "search" / job_name(config, "search")
+    settings = plain(config, but=("fresh", "export"))
     search = Search(config, folder, False, typed_command())
-    search.__dict__["trained"] = trained
     _check(search)
+    torch.set_num_threads(config.n_threads)
     with locked(folder):
-        finished = claim(folder, settings, config.fresh, folder / REPORT, "fresh=true")
+        finished = not config.fresh and already_finished(folder, settings, folder / REPORT, "fresh=true")
         search.__dict__["finished"] = finished
+        if not finished:
+            _ = search.data  # a lost corpus is noticed before anything is kept
+            claim(folder, settings, config.fresh, folder / REPORT, "fresh=true")
         yield search
 
 
 def _check(search: Search) -> None:
-    """Refuse what cannot succeed: counts, unknown budgets, a budget below the smallest net, the target."""
+    """Refuse what cannot succeed: counts, settings, unknown budgets, one below the smallest net, the target."""
     config = search.config
-    for key in ("evaluations", "batch", "eval_sequences", "judge_sequences", "eval_batch_size", "n_finalists"):
-        if config[key] < 1:
-            raise UserError(f"{key} must be 1 or more, got {config[key]} (conf/search.yaml)")
+    check(config)
+    check_counts(config)
+    if not 0 <= config.finalist_share <= 1:
+        raise UserError(f"finalist_share must be from 0 to 1, got {config.finalist_share} (conf/search.yaml)")
+    for key in config.first_population:
+        if not isinstance(config.first_population[key], int) or config.first_population[key] < 0:
+            raise UserError(f"first_population.{key} must be 0 or more, got {config.first_population[key]}")
+    for name, bound in search.budget.items():
+        if bound <= 0:
+            raise UserError(f"budget.{name} must be above 0, got {bound}")
     unknown = set(search.budget) - set(search.names)
     if unknown:
         raise UserError(f"budget.{min(unknown)}: no such score; the objectives give {', '.join(search.names)}")
     supernet = search.trained.supernet
     reachable = supernet.n_bytes(supernet.space.decode(supernet.space.cheapest)) / MB
-    bound = search.budget.get("size_mb")
-    if bound is not None and bound < reachable:
-        raise UserError(f"budget.size_mb={bound}: no subnet is that small; the smallest reachable is {reachable:.3f} MB")
+    limit = search.budget.get("size_mb", reachable)
+    if limit < reachable:
+        raise UserError(f"budget.size_mb={limit}: no subnet is so small; the smallest reachable is {reachable:.3f} MB")
+    search.make_strategy([])
+    build(config.finetune, _recursive_=False)
+    check_trainer(config.finetune.trainer)
+    for node in config.exports.values():
+        build(node)
     target = build(config.target)
     for genome in (supernet.space.largest, supernet.space.cheapest):
         reason = target.supports(supernet.space.decode(genome))
@@ -150,7 +160,7 @@ def evolve(search: Search) -> list[Candidate]:
     first = first_population(
         space, search.trained.gates, search.fits, config.evaluations, config.seed, **config.first_population
     )
-    strategy: Evolution = build(config.evolution)(space, search.names, first, config.seed, search.fits)
+    strategy = search.make_strategy(first)
     done = 0
     with progress(total=config.evaluations, initial=len(journal.candidates), unit="net", desc="search") as bar:
         while done < config.evaluations:
@@ -212,18 +222,19 @@ def measure_front(search: Search, candidates: Sequence[Candidate]) -> list[Candi
     yard = search.shipyard()
     chosen = {c.id for c in spread(front, search.names, search.config.n_measured)}
     entries = []
-    for candidate in progress(iterable=front, desc="measure the front", unit="net"):
-        measured = None
-        if candidate.id in chosen:
-            with tempfile.TemporaryDirectory() as folder:
-                measured = yard.measure(yard.inherited(candidate.genome), Path(folder))
-        entries.append(
-            {
-                **candidate.to_json(),
-                "architecture": search.trained.supernet.space.decode(candidate.genome),
-                "measured": measured,
-            }
-        )
+    with progress(iterable=front, desc="measure the front", unit="net") as bar:
+        for candidate in bar:
+            measured = None
+            if candidate.id in chosen:
+                with tempfile.TemporaryDirectory() as folder:
+                    measured = yard.measure(yard.inherited(candidate.genome), Path(folder))
+            entries.append(
+                {
+                    **candidate.to_json(),
+                    "architecture": search.trained.supernet.space.decode(candidate.genome),
+                    "measured": measured,
+                }
+            )
     write_json(path, {"targets": {yard.target.name: entries}})
     return front
 
@@ -247,17 +258,16 @@ def finish(search: Search, finalists: dict[str, Any]) -> None:
 
 def export_candidate(config: DictConfig) -> None:
     """Ship one candidate of a search's journal; fine-tuned weights where it has them, else inherited."""
-    torch.set_num_threads(config.n_threads)
-    folder = Path(config.run) / "search" / str(config.search)
+    folder = Path(config.run) / "search" / job_name(config, "search")
     search = Search(config, folder, True, typed_command())
-    path = folder / JOURNAL
+    space, path = search.trained.supernet.space, folder / JOURNAL
     if not path.exists():
-        load_supernet(Path(config.run))
         raise UserError(f"search: {path} does not exist; a search makes it: python search.py run={config.run}")
-    candidates = Journal(path, search.trained.supernet.space).candidates
-    if not 0 <= config.export < len(candidates):
-        raise UserError(f"export={config.export}: {path} has the candidates 0 to {len(candidates) - 1}")
-    shipped = search.shipyard().ship_candidate(candidates[config.export])
+    with locked(folder):
+        candidates = Journal(path, space).candidates
+        if not 0 <= config.export < len(candidates):
+            raise UserError(f"export={config.export}: {path} has the candidates 0 to {len(candidates) - 1}")
+        shipped = search.shipyard().ship_candidate(candidates[config.export])
     for kind, file in shipped.items():
         print(f"{kind}: {file}")
 

@@ -3,11 +3,11 @@
 import os
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from supernet.errors import UserError
 
@@ -78,6 +78,7 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
     def guarded(*args: Any, **kwargs: Any) -> None:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
+        from safetensors import SafetensorError
 
         try:
             main(*args, **kwargs)
@@ -85,8 +86,8 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
             _stop(str(error))
         except (HydraException, OmegaConfBaseException) as error:
             _stop(_first_user_error(error) or str(error))
-        except OSError as error:
-            _stop(f"{error.strerror or error}: {error.filename or ''} (what was written before is kept)")
+        except (OSError, SafetensorError) as error:
+            _stop(f"{error} (what was written before is kept)")
         except KeyboardInterrupt:
             _stop("interrupted; the same command goes on from the last checkpoint", code=130)
 
@@ -124,7 +125,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    _check_targets(node)
+    check(node)
     try:
         return instantiate(node, *args, **kwargs)
     except InstantiationException as error:
@@ -142,17 +143,105 @@ def _known_targets() -> frozenset[str]:
     return frozenset(re.findall(r"_target_:\s*([\w.]+)", text))
 
 
-def _check_targets(node: Any) -> None:
-    from omegaconf import DictConfig, ListConfig
+def check(node: Any) -> None:
+    """Hold a configuration against `conf/` and against the constructors it names, without running any.
 
-    if isinstance(node, DictConfig | dict):
+    Raises:
+        UserError: a target that does not occur in `conf/`, an unknown key, a value of the wrong type.
+    """
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
+    if isinstance(node, dict | list):
+        node = OmegaConf.create(node)
+    if isinstance(node, DictConfig):
         target = node.get("_target_")
         if target is not None and target not in _known_targets():
-            raise UserError(
-                f"{target} is no target of conf/; a configuration may only name what occurs there"
-            )
+            raise UserError(f"{target} is no target of conf/; a configuration may only name what occurs there")
+        if target is not None and target.startswith(("supernet.", "search.")):
+            _check_settings(node, target)
         for key in node:
-            _check_targets(node[key])
-    elif isinstance(node, ListConfig | list):
+            check(node[key])
+    elif isinstance(node, ListConfig):
         for item in node:
-            _check_targets(item)
+            check(item)
+
+
+def _check_settings(node: Any, target: str) -> None:
+    from hydra.utils import get_object
+
+    made = get_object(target)
+    constructors = [made] if not isinstance(made, type) else [vars(c).get("__init__") for c in made.__mro__[::-1]]
+    hints = {k: v for c in constructors if c is not None for k, v in get_type_hints(c).items()}
+    for key, value in node.items():
+        if key.startswith("_"):
+            continue
+        where = node._get_full_key(key)
+        if key not in hints:
+            known = ", ".join(sorted(hints.keys() - {"args", "kwargs", "return"}))
+            raise UserError(f"{target}: {where} is none of its settings, which are {known}")
+        if not _fits(value, hints[key]):
+            wanted = getattr(hints[key], "__name__", hints[key])
+            raise UserError(f"{where} must be {wanted}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a plain value may stand for `hint`; collections are left to the constructor."""
+    if not isinstance(value, bool | int | float | str | None):
+        return True
+    try:
+        return isinstance(value, hint) or (isinstance(value, int) and isinstance(0.0, hint))
+    except TypeError:  # a generic
+        return True
+
+
+def check_counts(config: Any) -> None:
+    """Raise UserError for a whole number at the top level that is below 1; all but the seed are counts."""
+    from omegaconf import OmegaConf
+
+    schema: Any = OmegaConf.get_type(config)
+    for field in fields(schema):
+        if field.type is int and field.name != "seed" and config[field.name] < 1:
+            raise UserError(f"{field.name} must be 1 or more, got {config[field.name]}")
+
+
+def number(node: Any, key: str | int) -> float:
+    """Return a number of a part of the configuration that has no constructor.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return float(node[key])
+    except (TypeError, ValueError):
+        raise UserError(f"{node._get_full_key(key)} must be a number, got {node[key]!r}") from None
+
+
+def plain(config: Any, *, but: Collection[str]) -> dict[str, Any]:
+    """Return all settings as plain values, interpolations resolved, `but` some keys."""
+    from omegaconf import OmegaConf
+
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items() if key not in but}
+
+
+def job_name(config: Any, key: str) -> str:
+    """Return the name under `key`, of a directory; a sweep's jobs append what the sweep varies.
+
+    Raises:
+        UserError: it cannot name a directory.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+
+    name = str(config[key])
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        parse = OverridesParser.create().parse_overrides
+        typed = parse([word for word in sys.argv[1:] if "=" in word and not word.startswith("-")])
+        varied = {o.key_or_group for o in typed if o.is_sweep_override()} - {key, "experiment", "run"}
+        own = [str(o.input_line) for o in parse(list(HydraConfig.get().overrides.task)) if o.key_or_group in varied]
+        name = "_".join([name, *(line.lstrip("+").replace("/", "-") for line in own)])
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"{key}: {name!r} cannot name a directory")
+    return name

@@ -149,9 +149,7 @@ class TextFiles(Corpus):
                 files.setdefault(root.resolve(), root.name)
                 continue
             inside = sorted(
-                path.relative_to(root)
-                for path in root.rglob("*")
-                if path.is_file() and path.suffix.lower() in suffixes
+                path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.suffix.lower() in suffixes
             )
             inside = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
             if not inside:
@@ -260,9 +258,7 @@ def _text_of(row: dict[str, Any], text_key: str, where: str) -> str:
     text = row.get(text_key)
     if not isinstance(text, str):
         columns = ", ".join(sorted(row))
-        raise UserError(
-            f"{where}: no text in column {text_key!r} (columns: {columns}); see data.corpus.text_key"
-        )
+        raise UserError(f"{where}: no text in column {text_key!r} (columns: {columns}); see data.corpus.text_key")
     return text
 
 

@@ -78,9 +78,7 @@ class TokenData:
         """Return the number of tokens of a split, ends of text included."""
         return len(self._tokens[split])
 
-    def batch(
-        self, split: str, seed: int, step: int, batch_size: int, sequence_length: int
-    ) -> torch.LongTensor:
+    def batch(self, split: str, seed: int, step: int, batch_size: int, sequence_length: int) -> torch.LongTensor:
         """Return random windows (batch_size, sequence_length + 1) that depend on the arguments alone."""
         self._require(split, sequence_length)
         rng = generator(seed, "batch", split, step)
@@ -243,9 +241,7 @@ def _hash_of(documents: Sequence[Document]) -> str:
     return digest.hexdigest()
 
 
-def _build(
-    directory: Path, splits: dict[str, list[Document]], tokenizer: Tokenizer, config: dict[str, Any]
-) -> None:
+def _build(directory: Path, splits: dict[str, list[Document]], tokenizer: Tokenizer, config: dict[str, Any]) -> None:
     """Write a cache beside its final place, then rename it there."""
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

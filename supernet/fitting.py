@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from supernet.cli import progress
 from supernet.config import build
 from supernet.data import TokenData
+from supernet.errors import UserError
 from supernet.randomness import derive
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -94,6 +95,11 @@ class ProgressBar(Callback):
         """Leave the bar as it is."""
         self.bar.close()
 
+    def on_exception(self, *_: Any) -> None:
+        """End the bar's line, so that the error has one of its own."""
+        if hasattr(self, "bar"):
+            self.bar.close()
+
 
 def fit(
     module: L.LightningModule,
@@ -118,25 +124,20 @@ def fit(
     Raises:
         KeyboardInterrupt: the user stopped it.
     """
-    trainer_settings = dict(settings)
-    every = trainer_settings.pop("checkpoint_every")
     keep = ModelCheckpoint(
         folder,
         "{step}",
         monitor="step",
         mode="max",
         save_top_k=2,
-        every_n_train_steps=every,
+        every_n_train_steps=settings["checkpoint_every"],
         save_on_train_epoch_end=False,
     )
-    if trainer_settings["precision"] == "auto":
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        trainer_settings["precision"] = "bf16-mixed" if bf16 else "32-true"
     with warnings.catch_warnings():
         # Notes on worker counts and log directories: neither is the user's business here.
         warnings.filterwarnings("ignore", module="lightning|torch.utils.data|torch.jit")
-        trainer = build(
-            OmegaConf.create(trainer_settings),
+        trainer = _trainer(
+            settings,
             max_steps=batches.steps,
             max_epochs=-1,
             callbacks=[keep, ProgressBar(name), *callbacks],
@@ -146,9 +147,28 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        trainer.fit(module, batches, ckpt_path=_last_good(folder), weights_only=True)
-    if trainer.global_step < batches.steps:  # Lightning swallows Ctrl-C
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, batches, ckpt_path=_last_good(folder), weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Raise UserError when no trainer can be made of the settings."""
+    every = settings["checkpoint_every"]
+    if not isinstance(every, int) or every < 1:
+        raise UserError(f"trainer.checkpoint_every must be 1 or more steps, got {every}")
+    _trainer(settings, logger=False)
+
+
+def _trainer(settings: Mapping[str, Any], **more: Any) -> L.Trainer:
+    own = {key: value for key, value in settings.items() if key != "checkpoint_every"}
+    if own["precision"] == "auto":
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        own["precision"] = "bf16-mixed" if bf16 else "32-true"
+    trainer = build(OmegaConf.create(own), **more)
+    assert isinstance(trainer, L.Trainer)
+    return trainer
 
 
 def _last_good(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from supernet.errors import UserError
 
 Encoded = tuple[Tensor, Tensor]
+F16_MAX = 65504.0  # a larger scale would be stored as infinity
 
 
 class WeightFormat(ABC):
@@ -115,7 +116,7 @@ class _Symmetric(WeightFormat):
         there: its sign becomes the scale's.
         """
         smallest, largest = groups.aminmax(dim=-1, keepdim=True)
-        return torch.where(-smallest >= largest, smallest, largest) / self.low
+        return (torch.where(-smallest >= largest, smallest, largest) / self.low).clamp(-F16_MAX, F16_MAX)
 
     def encode(self, weight: Tensor) -> Encoded:
         """Return int8 codes (..., in) and float16 scales (..., in / 32)."""
@@ -145,7 +146,7 @@ class Q8_0(_Symmetric):
     name, bits, low, high = "Q8_0", 8.5, -127, 127
 
     def _scale(self, groups: Tensor) -> Tensor:
-        return groups.abs().amax(dim=-1, keepdim=True) / 127
+        return (groups.abs().amax(dim=-1, keepdim=True) / 127).clamp_max(F16_MAX)
 
 
 class Q5_0(_Symmetric):
@@ -191,7 +192,5 @@ def check_formats(key: str, names: tuple[str, ...], widths: tuple[int, ...]) -> 
     for f in formats:
         for width in widths:
             if width % f.group:
-                raise UserError(
-                    f"{key}: a width of {width} does not fit {f.name}, whose groups hold {f.group} weights"
-                )
+                raise UserError(f"{key}: a width of {width} does not fit {f.name}, whose groups hold {f.group} weights")
     return names

@@ -49,9 +49,7 @@ class Gene:
         try:
             return self.choices.index(value)
         except ValueError:
-            raise UserError(
-                f"gene {self.name} has no choice {value!r}; it offers {list(self.choices)}"
-            ) from None
+            raise UserError(f"gene {self.name} has no choice {value!r}; it offers {list(self.choices)}") from None
 
 
 class SearchSpace:
@@ -65,7 +63,7 @@ class SearchSpace:
         self.genes = tuple(genes)
         self.position = {gene.name: i for i, gene in enumerate(self.genes)}
         if len(self.position) != len(self.genes):
-            raise ValueError("gene names must differ")
+            raise UserError("the genes of a search space must have different names")
         self._needs = [(i, self.position[g.needs]) for i, g in enumerate(self.genes) if g.needs is not None]
 
     def __len__(self) -> int:
@@ -164,9 +162,7 @@ class SearchSpace:
         """
         wrong = set(architecture) ^ set(self.position)
         if wrong:
-            raise UserError(
-                f"the architecture and the search space differ in these genes: {sorted(wrong)[:5]}"
-            )
+            raise UserError(f"the architecture and the search space differ in these genes: {sorted(wrong)[:5]}")
         return self.canonical([gene.index(architecture[gene.name]) for gene in self.genes])
 
     def check(self, indices: Sequence[int]) -> Genome:

@@ -14,32 +14,40 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
-    """-mean(sum(target * log_softmax(logits))), its gradient formed in the forward pass.
+    """-mean(sum(teacher * log_softmax(logits))), its gradient formed in the forward pass.
 
     Autograd would keep the log-probabilities and walk the vocabulary three times more.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         log_probabilities = logits.log_softmax(-1)
-        n = logits[..., 0].numel()
-        loss = -torch.dot(log_probabilities.flatten(), target.flatten()) / n
-        ctx.save_for_backward(log_probabilities.exp_().sub_(target).div_(n))
-        return loss
+        n = targets.numel()
+        loss = -torch.dot(log_probabilities.flatten(), teacher.flatten()) / n
+        next_token = -log_probabilities.gather(-1, targets.unsqueeze(-1)).mean()
+        ctx.save_for_backward(log_probabilities.exp_().sub_(teacher).div_(n))
+        ctx.mark_non_differentiable(next_token)
+        return loss, next_token
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None
+        return gradient * gradients[0], None, None
 
 
-def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean cross-entropy of a student's logits against a teacher's probabilities.
+def distillation_loss(logits: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy of a student against a teacher's probabilities, and against the text.
 
     In-place distillation (BigNAS, arXiv 2003.11142): the largest net's predictions on the same batch are
-    the only labels of the smaller ones. Both arguments have shape (batch, tokens, vocab).
+    the only labels of the smaller ones. The second value has no gradient; it is for people to read.
+
+    Args:
+        logits: of the student (batch, tokens, vocab).
+        teacher: probabilities (batch, tokens, vocab).
+        targets: ids of the next tokens (batch, tokens).
     """
-    return _SoftCrossEntropy.apply(logits.float(), teacher)
+    loss, next_token = _SoftCrossEntropy.apply(logits.float(), teacher, targets)
+    return loss, next_token
 
 
 @torch.no_grad()

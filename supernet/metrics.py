@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import Tensor
 
 from supernet.files import write_text
 from supernet.sandwich import Schedule
@@ -26,6 +25,7 @@ class Metrics(L.Callback):
         self.path, self.schedule, self.tokens_per_step = path, schedule, tokens_per_step
         self.rows: list[dict[str, Any]] = []
         self.seconds = {"alone": 0.0, "sandwich": 0.0, "gates": 0.0}
+        self.latest: dict[str, Any] = {}  # of every value; not every step has each of them
         self._started = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -40,10 +40,10 @@ class Metrics(L.Callback):
         self.seconds[kind] += elapsed
         rate = self.tokens_per_step / elapsed
         pl_module.log("tokens_per_s", rate, prog_bar=True, batch_size=1)
+        self.latest |= {k: v for k, v in trainer.callback_metrics.items() if k in COLUMNS}
         if step % EVERY == 0 or step == self.schedule.steps - 1 or kind == "gates":
-            logged = {k: float(v) for k, v in trainer.callback_metrics.items() if isinstance(v, Tensor)}
             wanted = {"loss_gates", "temperature", "expected_mb"} if kind == "gates" else set(COLUMNS[:3])
-            values = {k: round(logged[k], 5) for k in COLUMNS if k in logged and k in wanted}
+            values = {k: round(float(self.latest[k]), 5) for k in COLUMNS if k in self.latest and k in wanted}
             self.rows.append({"step": step, "phase": kind, **values, "tokens_per_s": round(rate)})
 
     def write(self) -> None:
@@ -57,8 +57,9 @@ class Metrics(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return rows and times; writing the file here keeps it as fresh as the checkpoint."""
         self.write()
-        return {"rows": self.rows, "seconds": self.seconds}
+        latest = {k: float(v) for k, v in self.latest.items()}
+        return {"rows": self.rows, "seconds": self.seconds, "latest": latest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the rows of a checkpoint."""
-        self.rows, self.seconds = state["rows"], state["seconds"]
+        self.rows, self.seconds, self.latest = state["rows"], state["seconds"], state["latest"]

@@ -28,9 +28,7 @@ from supernet.genes import Gene, SearchSpace
 BlockFactory = Callable[..., ElasticModule]
 
 
-def rope_table(
-    n_tokens: int, head_dim: int, theta: float, device: torch.device | None
-) -> tuple[Tensor, Tensor]:
+def rope_table(n_tokens: int, head_dim: int, theta: float, device: torch.device | None) -> tuple[Tensor, Tensor]:
     """Return the cosines and signed sines, each (n_tokens, head_dim), of rotary positions (arXiv 2104.09864)."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(n_tokens, device=device, dtype=torch.float32), frequencies)
@@ -70,9 +68,7 @@ class Supernet(nn.Module):
         self.embedding = ElasticLinear((vocab_size,), (self.d_model[-1],), formats)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.layers = nn.ModuleList(
-            nn.ModuleDict(
-                {name: make(d_model=self.d_model, norm_eps=norm_eps) for name, make in blocks.items()}
-            )
+            nn.ModuleDict({name: make(d_model=self.d_model, norm_eps=norm_eps) for name, make in blocks.items()})
             for _ in range(n_layers)
         )
         if list(blocks) != ["attention", "mlp"]:

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from supernet.config import build
+from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import read_json, replacing, write_json, write_text
 from supernet.gates import Gates
@@ -61,9 +62,7 @@ def already_finished(folder: Path, config: Mapping[str, Any], finished: Path, fr
         differing = sorted(_flat(before).items() ^ _flat(config).items())
         if differing:
             keys = ", ".join(dict.fromkeys(key for key, _ in differing))
-            raise UserError(
-                f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}"
-            )
+            raise UserError(f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}")
     return finished.exists()
 
 
@@ -124,7 +123,8 @@ def build_supernet(model: Mapping[str, Any], vocab_size: int) -> Supernet:
     supernet = build(OmegaConf.create(dict(model)), vocab_size=vocab_size)
     if not isinstance(supernet, Supernet):
         supernet = supernet()
-    assert isinstance(supernet, Supernet)
+    if not isinstance(supernet, Supernet):
+        raise UserError(f"model: {type(supernet).__name__} is no supernet (conf/model/)")
     return supernet
 
 
@@ -159,6 +159,20 @@ class TrainedSupernet:
     data: dict[str, Any]
     tokenizer_json: str
 
+    def tokens(self) -> TokenData:
+        """Return the tokens it was trained on; a missing cache is built again.
+
+        Raises:
+            UserError: data.json is damaged, or the corpus is gone or has changed.
+        """
+        for key in ("config", "hash"):
+            if key not in self.data:
+                raise UserError(f"{self.folder / 'supernet' / DATA} is damaged: it lacks {key}")
+        data = build(OmegaConf.create(self.data["config"]))
+        if not isinstance(data, TokenData) or data.hash != self.data["hash"]:
+            raise UserError(f"the corpus of {self.folder} has changed since training; its hash was {self.data['hash']}")
+        return data
+
 
 def load_supernet(run: Path) -> TrainedSupernet:
     """Read what `train.py` left in `run`.
@@ -166,19 +180,19 @@ def load_supernet(run: Path) -> TrainedSupernet:
     Raises:
         UserError: the run is missing, unfinished or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not run.is_dir():
         raise UserError(f"run: {run} does not exist; `python train.py +experiment=NAME` makes runs/NAME")
     folder = run / "supernet"
     if not (folder / SUMMARY).exists():
-        raise UserError(
-            f"run: the training in {run} has not finished; the command that began it goes on with it"
-        )
+        raise UserError(f"run: the training in {run} has not finished; the command that began it goes on with it")
     read_json(folder / SUMMARY)
     space = read_json(folder / SPACE)
     gates, data = read_json(folder / GATES), read_json(folder / DATA)
+    for key in ("budgets_mb", "genes", "modes", "history"):
+        if key not in gates:
+            raise UserError(f"{folder / GATES} is damaged: it lacks {key}")
     try:
         supernet = build_supernet(space["model"], space["vocab_size"])
         if supernet.space.to_json() != SearchSpace.from_json(space["genes"]).to_json():
@@ -187,8 +201,10 @@ def load_supernet(run: Path) -> TrainedSupernet:
         tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename or folder / WEIGHTS} is missing; the run is damaged") from None
-    except (KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} is damaged: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever the constructors make of a damaged file
+        raise UserError(f"{folder} is damaged: {error!r}") from None
     for parameter in supernet.parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{folder / WEIGHTS} is damaged: it holds numbers that are not finite")

@@ -47,9 +47,7 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", tuple(self.temperature))
         if self.alone_steps < 0 or self.joint_steps < 0 or self.steps < 1:
-            raise UserError(
-                "schedule.alone_steps and schedule.joint_steps must be 0 or more, and one of them 1"
-            )
+            raise UserError("schedule.alone_steps and schedule.joint_steps must be 0 or more, and one of them 1")
         if self.n_sampled < 0 or self.smallest_every < 1 or self.gate_every < 0 or self.gate_every == 1:
             raise UserError(
                 "schedule: n_sampled must be 0 or more, smallest_every 1 or more, gate_every 0 (never) or 2 or more"

@@ -58,9 +58,7 @@ class _Piece:
         return cls(key, document, len(encoded), hashlib.sha256(encoded).digest())
 
 
-def split_documents(
-    documents: Sequence[Document], fractions: Mapping[str, float]
-) -> dict[str, list[Document]]:
+def split_documents(documents: Sequence[Document], fractions: Mapping[str, float]) -> dict[str, list[Document]]:
     """Deal documents to `train` and to the evaluation splits that `fractions` names.
 
     Args:
@@ -77,14 +75,10 @@ def split_documents(
         if not 0 < fraction < 1:
             raise UserError(f"data.{name}_fraction is {fraction}; expected more than 0 and less than 1")
     if sum(fractions.values()) > 0.5:
-        raise UserError(
-            f"the evaluation splits ask for {sum(fractions.values()):.0%} of the corpus; 50% at most"
-        )
+        raise UserError(f"the evaluation splits ask for {sum(fractions.values()):.0%} of the corpus; 50% at most")
     pieces, eligible = _eligible(documents, fractions)
     if len(eligible) <= len(fractions):
-        raise UserError(
-            f"the corpus is too small for {len(fractions) + 1} splits: {len(eligible)} pieces of text"
-        )
+        raise UserError(f"the corpus is too small for {len(fractions) + 1} splits: {len(eligible)} pieces of text")
     dealt = _deal(eligible, fractions, sum(piece.n_bytes for piece in pieces))
     held_out = {piece.key for chosen in dealt.values() for piece in chosen}
     train = [piece for piece in pieces if piece.key not in held_out]
@@ -92,9 +86,7 @@ def split_documents(
     return {name: list(_join(chosen)) for name, chosen in {"train": train, **dealt}.items()}
 
 
-def _eligible(
-    documents: Sequence[Document], fractions: Mapping[str, float]
-) -> tuple[list[_Piece], list[_Piece]]:
+def _eligible(documents: Sequence[Document], fractions: Mapping[str, float]) -> tuple[list[_Piece], list[_Piece]]:
     """Return all pieces, and those small enough to evaluate on; documents are cut only if it must be."""
     whole = [_Piece.of((index, 0), document) for index, document in enumerate(documents)]
     total = sum(piece.n_bytes for piece in whole)

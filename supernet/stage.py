@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from supernet.config import build
+from supernet.config import build, check, check_counts, job_name, number, plain
 from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import read_json, write_json, write_text
-from supernet.fitting import Batches, fit
+from supernet.fitting import Batches, check_trainer, fit
 from supernet.gates import Gates
 from supernet.genes import Genome
 from supernet.losses import evaluate
@@ -26,6 +26,7 @@ from supernet.run import (
     GATES,
     SUMMARY,
     TOKENIZER,
+    already_finished,
     build_supernet,
     claim,
     gates_json,
@@ -53,35 +54,33 @@ class Run:
     command: str
 
 
-def run_name(config: DictConfig) -> str:
-    """Return the run's name; a sweep's jobs append their overrides."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    name = str(config.name)
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        overrides = HydraConfig.get().overrides.task
-        own = [
-            o for o in overrides if o.split("=")[0].lstrip("+") not in ("experiment", "name", "fresh", "run")
-        ]
-        name = "_".join([name, *own])
-    if not name or "/" in name or name.startswith("."):
-        raise UserError(f"name: {name!r} cannot name a directory under {config.runs_dir}/")
-    return name
-
-
 @contextmanager
 def opened(config: DictConfig) -> Iterator[Run]:
-    """Lock and claim the run directory for the time of training."""
+    """Lock the run directory for the time of training, having checked what can be checked at once."""
     from supernet.cli import typed_command
 
-    folder = Path(config.runs_dir) / run_name(config)
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    settings = {k: v for k, v in settings.items() if k != "fresh"}
+    _check(config)
+    folder = Path(config.runs_dir) / job_name(config, "name")
     with locked(folder):
-        finished = claim(folder, settings, config.fresh, folder / "supernet" / SUMMARY, "fresh=true")
+        finished = not config.fresh and already_finished(**_claim_of(config, folder))
         yield Run(folder, finished, typed_command())
+
+
+def _claim_of(config: DictConfig, folder: Path) -> dict[str, Any]:
+    finished = folder / "supernet" / SUMMARY
+    return {"folder": folder, "config": plain(config, but=["fresh"]), "finished": finished, "fresh_key": "fresh=true"}
+
+
+def _check(config: DictConfig) -> None:
+    """Refuse what the configuration alone shows to be impossible."""
+    check_counts(config)
+    if config.sequence_length > number(config.model, "context_length"):
+        raise UserError(
+            f"sequence_length={config.sequence_length} exceeds model.context_length={config.model.context_length}"
+        )
+    check(config)
+    build(config.schedule)
+    check_trainer(config.trainer)
 
 
 def prepare_data(config: DictConfig) -> TokenData:
@@ -93,10 +92,6 @@ def prepare_data(config: DictConfig) -> TokenData:
 
 def make_supernet(config: DictConfig, data: TokenData) -> Supernet:
     """Build the supernet with weights drawn from the seed."""
-    if config.sequence_length > config.model.context_length:
-        raise UserError(
-            f"sequence_length={config.sequence_length} exceeds model.context_length={config.model.context_length}"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
         return build_supernet(cast(dict[str, Any], _plain(config.model)), data.vocab_size)
@@ -106,25 +101,31 @@ def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
     """Join supernet, gates, schedule and optimizer."""
     settings = config.gates
     schedule = build(config.schedule)
-    budgets_mb = [float(b) for b in settings.budgets_mb]
+    budgets_mb = [number(settings.budgets_mb, i) for i in range(len(settings.budgets_mb))]
     check_budgets(supernet.space, supernet, budgets_mb)
     if schedule.gate_every and not budgets_mb:
         schedule = build(config.schedule, gate_every=0)
-    return SupernetTraining(
+    training = SupernetTraining(
         supernet,
-        Gates(supernet.space, max(1, len(budgets_mb)), settings.keep_bias),
+        Gates(supernet.space, max(1, len(budgets_mb)), number(settings, "keep_bias")),
         schedule,
         build(config.optimizer),
         config.seed,
         budgets_mb,
-        settings.lr,
-        settings.multiplier_lr,
-        settings.entropy_weight,
+        number(settings, "lr"),
+        number(settings, "multiplier_lr"),
+        number(settings, "entropy_weight"),
     )
+    try:
+        training.configure_optimizers()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer: {error} (see its file in conf/)") from None
+    return training
 
 
 def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData) -> Metrics:
     """Train to the end of the schedule; return the training curves."""
+    claim(**_claim_of(config, run.folder), fresh=config.fresh)
     schedule = training.schedule
     batches = Batches(
         data,
@@ -134,9 +135,7 @@ def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenD
         config.batch_size,
         config.sequence_length,
     )
-    metrics = Metrics(
-        run.folder / "supernet" / "metrics.csv", schedule, config.batch_size * config.sequence_length
-    )
+    metrics = Metrics(run.folder / "supernet" / "metrics.csv", schedule, config.batch_size * config.sequence_length)
     logger = _logger(config, run)
     try:
         fit(training, batches, run.folder / "checkpoints", _plain(config.trainer), "train", [metrics], logger)
@@ -202,7 +201,7 @@ def table_rows(training: SupernetTraining) -> list[tuple[str, Genome]]:
 
 
 def _phases(schedule: Schedule, seconds: dict[str, float]) -> list[dict[str, Any]]:
-    kinds = [schedule.kind(step) for step in range(schedule.steps)]
+    kinds: list[str] = [schedule.kind(step) for step in range(schedule.steps)]
     return [{"name": k, "steps": kinds.count(k), "seconds": round(s, 1)} for k, s in seconds.items()]
 
 
@@ -217,9 +216,7 @@ def say_finished(run: Run) -> None:
         [r["name"], f"{r['size_mb']:.3f}", f"{r['valid_loss']:.4f}", f"{r['valid_accuracy']:.2%}"]
         for r in summary["table"]
     ]
-    title = (
-        f"{run.folder.name}: {summary['parameters'] / 1e6:.2f}M parameters, {summary['genomes']:.1e} subnets"
-    )
+    title = f"{run.folder.name}: {summary['parameters'] / 1e6:.2f}M parameters, {summary['genomes']:.1e} subnets"
     print_table(title, ["net", "size MB", "valid loss", "accuracy"], rows)
     budget = next(
         (r["size_mb"] for r in summary["table"] if r["name"] == "uniform Q4_0"),

@@ -42,9 +42,7 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """A plain Llama-like decoder with tied embeddings; layers need not be alike."""
 
-    def __init__(
-        self, config: DecoderConfig, embedding: Linear, layers: Iterable[Layer], norm: RMSNorm
-    ) -> None:
+    def __init__(self, config: DecoderConfig, embedding: Linear, layers: Iterable[Layer], norm: RMSNorm) -> None:
         super().__init__()
         self.config = config
         self.embedding = embedding
@@ -93,7 +91,5 @@ def extract(supernet: Supernet, genome: Genome) -> Decoder:
         local = under(architecture, prefix)
         parts.append(block.extract(local, width) if local["active"] else None)
     layers = [Layer(attention, mlp) for attention, mlp in zip(parts[::2], parts[1::2], strict=True)]
-    embedding = supernet.embedding.extract(
-        (supernet.vocab_size,), (width,), str(architecture["embedding.format"])
-    )
+    embedding = supernet.embedding.extract((supernet.vocab_size,), (width,), str(architecture["embedding.format"]))
     return Decoder(config, embedding, layers, supernet.norm.extract(width))

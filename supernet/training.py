@@ -89,17 +89,17 @@ class SupernetTraining(L.LightningModule):
         loss = self._gate_loss(batch) if kind == "gates" else self._weight_loss(batch)
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step}: lower optimizer.lr or trainer.gradient_clip_val;"
-                " the last checkpoint is kept"
+                f"the loss is {loss.item()} at step {self.global_step}: lower optimizer.lr or"
+                " trainer.gradient_clip_val; the last checkpoint is kept"
             )
         return loss
 
     def _weight_loss(self, batch: Tensor) -> Tensor:
         subnets = self.schedule.subnets(self.supernet.space, self.seed, self.global_step)
-        losses = sandwich_losses(self.supernet, batch, [architecture for _, architecture in subnets])
-        for (role, _), loss in zip(subnets, losses, strict=True):
-            self._show(f"loss_{role}", loss)
-        return torch.stack(losses).sum()
+        loss, shown = sandwich_loss(self.supernet, batch, [architecture for _, architecture in subnets])
+        for (role, _), value in zip(subnets, shown, strict=True):
+            self._show(f"loss_{role}", value)
+        return loss
 
     def _gate_loss(self, batch: Tensor) -> Tensor:
         """Return loss + multiplier x relative excess of expected bytes + entropy, for the set whose turn it is."""
@@ -148,18 +148,29 @@ class SupernetTraining(L.LightningModule):
         self.gate_history = checkpoint["gate_history"]
 
 
-def sandwich_losses(supernet: Supernet, batch: Tensor, architectures: Sequence[Architecture]) -> list[Tensor]:
-    """Return the loss of each subnet on a batch of token ids (batch, tokens + 1).
+def sandwich_loss(
+    supernet: Supernet, batch: Tensor, architectures: Sequence[Architecture]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the summed loss of some subnets on a batch, and the next-token loss of each.
 
     The first is the teacher: it learns the next token, all others its predictions (in-place distillation).
+
+    Args:
+        supernet: whose weights they share.
+        batch: token ids (batch, tokens + 1).
+        architectures: hard choices for every gene, the largest first.
     """
     tokens, targets = batch[:, :-1], batch[:, 1:]
     logits = supernet(tokens, architectures[0])
-    losses = [next_token_loss(logits, targets)]
+    total = next_token_loss(logits, targets)
+    shown = [total]
     if len(architectures) > 1:
         teacher = logits.detach().float().softmax(-1)
-        losses += [distillation_loss(supernet(tokens, smaller), teacher) for smaller in architectures[1:]]
-    return losses
+        for smaller in architectures[1:]:
+            loss, next_token = distillation_loss(supernet(tokens, smaller), teacher, targets)
+            total = total + loss
+            shown.append(next_token)
+    return total, shown
 
 
 def rounded_probabilities(gates: Gates) -> list[list[list[float]]]:
@@ -176,6 +187,4 @@ def check_budgets(space: SearchSpace, supernet: Supernet, budgets_mb: list[float
     high = supernet.n_bytes(space.decode(space.largest)) / MB
     for budget in budgets_mb:
         if not low <= budget <= high:
-            raise UserError(
-                f"gates.budgets_mb: {budget} MB cannot be met; subnets take {low:.3f} to {high:.3f} MB"
-            )
+            raise UserError(f"gates.budgets_mb: {budget} MB cannot be met; subnets take {low:.3f} to {high:.3f} MB")

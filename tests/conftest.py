@@ -50,9 +50,7 @@ def make_supernet(seed=0, **changes):
         ElasticAttention,
         **{k: v[k] for k in ("head_dim", "kv_heads", "heads_per_kv", "qkv_formats", "o_formats", "droppable")},
     )
-    mlp = partial(
-        ElasticSwiGLU, **{k: v[k] for k in ("width", "gate_up_formats", "down_formats", "droppable")}
-    )
+    mlp = partial(ElasticSwiGLU, **{k: v[k] for k in ("width", "gate_up_formats", "down_formats", "droppable")})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         supernet = Supernet(

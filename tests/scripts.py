@@ -33,7 +33,8 @@ TRAINING = (
     "model.blocks.mlp.width=[32,64]",
     "schedule.alone_steps=12",
     "schedule.joint_steps=30",
-    "trainer.checkpoint_every=4",
+    "schedule.smallest_every=4",
+    "trainer.checkpoint_every=5",
     "gates.budgets_mb=[0.05]",
 )
 SEARCH = (
@@ -91,10 +92,7 @@ class Script:
 
     def kill_when(self, condition, delay_s=0.0):
         """Send SIGKILL `delay_s` after `condition()` holds; return whether the script was still running."""
-        deadline = time.monotonic() + PATIENCE_S
-        while self.process.exitcode is None and not condition():
-            assert time.monotonic() < deadline, self.end()
-            time.sleep(0.001)
+        wait_for(lambda: self.process.exitcode is not None or condition())
         time.sleep(delay_s)
         self.process.kill()
         return self.end().code == -9
@@ -122,8 +120,7 @@ def _run(script, overrides, folder, environment, log):
     for number, kind in ((1, "out"), (2, "err")):
         with open(f"{log}.{kind}", "w") as file:
             os.dup2(file.fileno(), number)
-    for setup in environment.get("BEFORE", "").split(";"):
-        exec(setup)
+    exec(environment.get("BEFORE", ""))
     sys.argv = [script, *overrides]
     runpy.run_path(script, run_name="__main__")
 
@@ -170,10 +167,18 @@ def workplace(base):
     return Workplace(base / "workplace")
 
 
+def wait_for(condition):
+    """Wait until `condition()` holds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.001)
+
+
 def write_corpus(folder):
     """Write 60 files, together about 300 kB, that hold the same text every time."""
     rng = random.Random(0)
-    words = "value index number result left right total name size count first last".split()
+    words = ["value", "index", "number", "result", "left", "right", "total", "name", "size", "count", "first"]
     folder.mkdir()
     for number in range(60):
         functions = []

@@ -1,9 +1,10 @@
 """Every mistake of the user is one line that names it, and harms nothing."""
 
+import shutil
 
 import pytest
 
-from tests.scripts import contents, edit, workplace
+from tests.scripts import SEARCH, TRAINING, contents, edit, wait_for, workplace
 
 pytestmark = pytest.mark.slow
 
@@ -12,6 +13,8 @@ pytestmark = pytest.mark.slow
 def place(tmp_path_factory):
     return workplace(tmp_path_factory.getbasetemp())
 
+
+BRIEF = [f"Text number {number}.\n" for number in range(12)]
 
 TRAIN_MISTAKES = {
     "unknown key": ("sede=1", "sede"),
@@ -35,7 +38,7 @@ TRAIN_MISTAKES = {
     "impossible temperature": ("schedule.temperature=[0,1]", "schedule.temperature"),
     "impossible learning rate": ("optimizer.lr=-1", "optimizer"),
     "no checkpoints": ("trainer.checkpoint_every=0", "trainer.checkpoint_every"),
-    "impossible precision": ("trainer.precision=3", "trainer"),
+    "impossible precision": ("trainer.precision=3", "Precision 3"),
     "impossible accelerator": ("trainer.accelerator=abacus", "abacus"),
     "width of no group": ("model.blocks.mlp.width=[48]", "a width of 48 does not fit Q4_0"),
     "falling widths": ("model.d_model=[64,32]", "model.d_model"),
@@ -45,20 +48,22 @@ TRAIN_MISTAKES = {
     "budget beyond the largest": ("gates.budgets_mb=[50]", "gates.budgets_mb: 50.0 MB"),
     "missing text": ("data.corpus.paths=[nowhere]", "nowhere does not exist"),
     "empty text": ("data.corpus.paths=[empty]", "the corpus is empty"),
-    "too little text": ("data.corpus.paths=[short]", "sequence"),
+    "too little text": ("data.corpus.paths=[short]", "the corpus is too small"),
+    "splits shorter than a sequence": ("data.corpus.paths=[brief]", "one sequence of 32 needs 33"),
     "impossible split": ("data.valid_fraction=2", "data.valid_fraction"),
     "impossible name": ("name=a/b", "name"),
-    "runs in a file": ("runs_dir=empty/nothing.txt", "empty/nothing.txt"),
+    "runs in a file": ("runs_dir=empty/0.txt", "empty/0.txt"),
 }
 
 
 @pytest.mark.parametrize(("override", "phrase"), TRAIN_MISTAKES.values(), ids=TRAIN_MISTAKES)
-def test_training_refuses(place, override, phrase):
-    for folder, text in (("empty", " \n"), ("short", "one short text\n")):
+def test_training_refuses(place, tmp_path, override, phrase):
+    for folder, texts in (("empty", [" \n"]), ("short", ["one short text\n"]), ("brief", BRIEF)):
         (place.folder / folder).mkdir(exist_ok=True)
-        (place.folder / folder / "nothing.txt").write_text(text)
+        for number, text in enumerate(texts):
+            (place.folder / folder / f"{number}.txt").write_text(text)
     before = sorted(place.runs.rglob("*"))
-    ended = place.train("name=mistaken", override)
+    ended = place.train(f"name={tmp_path.name}", override)
     assert phrase in ended.error
     assert len(ended.err.splitlines()) == 1 and not ended.out, ended.err
     assert sorted(place.runs.rglob("*")) == before
@@ -71,7 +76,7 @@ SEARCH_MISTAKES = {
     "unknown strategy": ("evolution=luck", "luck"),
     "unknown budget": ("+budget.decode_ms=3", "budget.decode_ms: no such score"),
     "word for a budget": ("budget.size_mb=abc", "budget.size_mb"),
-    "budget of nothing": ("+budget.loss=0", "budget.loss"),
+    "budget of nothing": ("+budget.loss=0", "budget.loss must be above 0"),
     "budget out of reach": ("budget.size_mb=0.001", "the smallest reachable is 0.0"),
     "nothing to do": ("evaluations=0", "evaluations must be 1 or more"),
     "no threads": ("n_threads=0", "n_threads"),
@@ -87,15 +92,121 @@ SEARCH_MISTAKES = {
     "word for a first population": ("first_population.random=abc", "first_population.random"),
     "target from nowhere": ("evolution._target_=os.system", "os.system"),
     "impossible name": ("search=a/b", "search"),
-    "export of a word": ("export=best", "export"),
+    "word for a candidate": ("export=best", "export=best"),
 }
 
 
 @pytest.mark.parametrize(("override", "phrase"), SEARCH_MISTAKES.values(), ids=SEARCH_MISTAKES)
-def test_search_refuses(place, override, phrase):
-    overrides = [f"run={place.trained}", "search=mistaken", override]
+def test_search_refuses(place, tmp_path, override, phrase):
+    overrides = [f"run={place.trained}", f"search={tmp_path.name}", override]
     before = sorted(place.runs.rglob("*"))
     ended = place.search(*overrides)
     assert phrase in ended.error
     assert len(ended.err.splitlines()) == 1 and not ended.out, ended.err
     assert sorted(place.runs.rglob("*")) == before
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def overwrite_header(path):
+    path.write_bytes(b"\xff" * 16 + path.read_bytes()[16:])
+
+
+def plant_code(path):
+    edit(path, lambda space: space.update(model={"_target_": "os.mkdir", "_args_": [str(path.parent / "harm")]}))
+
+
+def plant_code_deeper(path):
+    code = {"_target_": "os.mkdir", "_args_": [str(path.parent / "harm")]}
+    edit(path, lambda space: space["model"]["blocks"].update(mlp=code))
+
+
+DAMAGE = {
+    "weights cut off": ("model.safetensors", halve, "supernet is damaged"),
+    "header of the weights": ("model.safetensors", overwrite_header, "supernet is damaged"),
+    "no weights": ("model.safetensors", lambda path: path.unlink(), "model.safetensors is missing"),
+    "space cut off": ("space.json", halve, "space.json is damaged"),
+    "space no object": ("space.json", lambda path: path.write_text("[]"), "space.json is damaged"),
+    "space empty": ("space.json", lambda path: path.write_text('{"version": 1}'), "supernet is damaged"),
+    "space of the future": (
+        "space.json",
+        lambda path: edit(path, lambda space: space.update(version=99)),
+        "space.json has format version 99; this program reads version 1",
+    ),
+    "code in the space": ("space.json", plant_code, "os.mkdir is no target of conf/"),
+    "code deeper in the space": ("space.json", plant_code_deeper, "os.mkdir is no target of conf/"),
+    "another class in the space": (
+        "space.json",
+        lambda path: edit(path, lambda space: space.update(model={"_target_": "lightning.Trainer"})),
+        "lightning.Trainer",
+    ),
+    "space of another net": (
+        "space.json",
+        lambda path: edit(path, lambda space: space["model"].update(n_layers=1)),
+        "its genes are not those of its model",
+    ),
+    "gates of nothing": ("gates.json", lambda path: path.write_text('{"version": 1}'), "gates.json is damaged"),
+    "data of nothing": ("data.json", lambda path: path.write_text('{"version": 1}'), "data.json is damaged"),
+    "other text than in training": (
+        "data.json",
+        lambda path: edit(path, lambda data: data.update(hash="0123")),
+        "has changed since training",
+    ),
+    "text gone": (
+        "data.json",
+        lambda path: edit(path, lambda data: data["config"]["corpus"].update(paths=["gone"])),
+        "gone does not exist",
+    ),
+    "no tokenizer": ("tokenizer.json", lambda path: path.unlink(), "tokenizer.json is missing"),
+    "training unfinished": ("summary.json", lambda path: path.unlink(), "has not finished"),
+}
+
+
+@pytest.mark.parametrize(("file", "damage", "phrase"), DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("more", [[], ["export=0"]], ids=["search", "export"])
+def test_a_damaged_run_is_refused(place, tmp_path, file, damage, phrase, more):
+    run = place.copy_of_trained(tmp_path.name)
+    if more:  # an export that would succeed, were it not for the damage
+        shutil.copytree(place.searched, run / "search" / "main", ignore=shutil.ignore_patterns("export"))
+    damage(run / "supernet" / file)
+    before = contents(run)
+    ended = place.search(f"run={run}", *more)
+    assert phrase in ended.error
+    assert contents(run) == before and not (run / "supernet" / "harm").exists()
+    assert more or not (run / "search" / "main").exists()
+
+
+@pytest.mark.parametrize("which", ["-1", "24"])
+def test_export_of_what_is_not_there(place, which):
+    before = contents(place.searched)
+    ended = place.search(f"run={place.searched.parents[1]}", f"export={which}")
+    assert "has the candidates 0 to 23" in ended.error
+    assert contents(place.searched) == before
+
+
+def test_export_before_any_search(place):
+    ended = place.search(f"run={place.trained}", "search=later", "export=0")
+    assert "a search makes it: python search.py run=" in ended.error
+    assert not (place.trained / "search").exists()
+
+
+def test_a_run_has_one_process_at_a_time(place, tmp_path):
+    arguments = [*TRAINING, f"name={tmp_path.name}", "schedule.joint_steps=2000"]
+    first = place.start("train.py", *arguments)
+    wait_for((place.runs / tmp_path.name / "checkpoints").exists)
+    for more in ([], ["fresh=true"]):
+        assert "is in use by another process" in place.start("train.py", *arguments, *more).end().error
+    assert first.kill_when(lambda: True)
+    assert "has not finished" in place.search(f"run=runs/{tmp_path.name}").error
+
+
+def test_a_search_has_one_process_at_a_time(place, tmp_path):
+    run = place.copy_of_trained(tmp_path.name)
+    arguments = [*SEARCH, f"run={run}", "evaluations=2000"]
+    first = place.start("search.py", *arguments)
+    wait_for((run / "search" / "main" / "journal.jsonl").exists)
+    for more in ([], ["fresh=true"], ["export=0"]):
+        assert "is in use by another process" in place.start("search.py", *arguments, *more).end().error
+    assert first.kill_when(lambda: True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from supernet.genes import Value
 
@@ -33,3 +35,25 @@ class Target(ABC):
     @abstractmethod
     def export(self, decoder: Decoder, tokenizer_json: str, folder: Path) -> Path:
         """Write the artifact of `decoder` into `folder`, whole or not at all, and return its path."""
+
+
+class Runtime(Target):
+    """A target whose artifact runs on this machine, so that it can be measured.
+
+    Attributes:
+        file_name: of the artifact in the folder it is exported to.
+    """
+
+    file_name: ClassVar[str]
+
+    @abstractmethod
+    def measure(self, path: Path) -> dict[str, Any]:
+        """Return `built` and what the artifact costs: times in ms, memory in MB; see the target for the keys."""
+
+    @abstractmethod
+    def evaluate(self, path: Path, rows: np.ndarray) -> dict[str, float]:
+        """Return `loss` (nats per token) and `accuracy` of token ids (n, tokens + 1)."""
+
+    @abstractmethod
+    def generate(self, path: Path, prompt: str, n_tokens: int, seed: int) -> str:
+        """Return text that continues the prompt."""

@@ -135,14 +135,10 @@ def _add_norm(writer: GGUFWriter, name: str, norm: RMSNorm) -> None:
 @torch.no_grad()
 def _add_linear(writer: GGUFWriter, name: str, linear: Linear, heads: int = 0) -> None:
     if linear.format.name not in PACKERS:
-        raise UserError(
-            f"format {linear.format.name} does not ship to llama.cpp; these do: {', '.join(PACKERS)}"
-        )
+        raise UserError(f"format {linear.format.name} does not ship to llama.cpp; these do: {', '.join(PACKERS)}")
     codes, scales = linear.format.encode(linear.weight.detach().cpu().float())
     if not (codes.isfinite().all() and scales.isfinite().all()):
-        raise UserError(
-            f"{name} has weights that {linear.format.name} cannot store: NaN, or out of its range"
-        )
+        raise UserError(f"{name} has weights that {linear.format.name} cannot store: NaN, or out of its range")
     stored_as, pack = PACKERS[linear.format.name]
     rows = pack(codes.numpy(), scales.numpy())
     if heads:
@@ -169,9 +165,7 @@ def _vocabulary(tokenizer_json: str, vocab_size: int) -> dict[str, Any]:
     try:
         content = json.loads(tokenizer_json)
         model, splitter = content["model"], content["pre_tokenizer"]
-        byte_level = (
-            model["type"] == "BPE" and splitter["type"] == "ByteLevel" and content["normalizer"] is None
-        )
+        byte_level = model["type"] == "BPE" and splitter["type"] == "ByteLevel" and content["normalizer"] is None
         plain = not splitter["add_prefix_space"] and splitter.get("use_regex", True)
         ids = {**model["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}}
         special = {token["id"]: token["special"] for token in content["added_tokens"]}
@@ -181,9 +175,7 @@ def _vocabulary(tokenizer_json: str, vocab_size: int) -> dict[str, Any]:
     if not byte_level or not plain:
         raise UserError("a GGUF file needs a byte-level BPE: no normalizer, no prefix space, GPT-2's regex")
     if max(ids.values()) >= vocab_size:
-        raise UserError(
-            f"the tokenizer has id {max(ids.values())}, but the model has {vocab_size} embeddings"
-        )
+        raise UserError(f"the tokenizer has id {max(ids.values())}, but the model has {vocab_size} embeddings")
     # Rows of the embedding that no token uses still need a name.
     tokens, types = [f"[unused {i}]" for i in range(vocab_size)], [int(TokenType.UNUSED)] * vocab_size
     for token, i in ids.items():

@@ -169,9 +169,7 @@ class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _rope(self, positions: Tensor, dtype: torch.dtype) -> Rope:
         """Return cosines and sines, each (batch, 1, tokens, head_dim), of positions (batch, tokens)."""
-        exponents = (
-            torch.arange(0, self.config.head_dim, 2, device=positions.device).float() / self.config.head_dim
-        )
+        exponents = torch.arange(0, self.config.head_dim, 2, device=positions.device).float() / self.config.head_dim
         angles = positions[:, None, :, None].float() * self.config.rope_theta**-exponents
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
@@ -213,9 +211,7 @@ class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
         logits = F.linear(x[:, keep], self.model.embed_tokens.weight)
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
 

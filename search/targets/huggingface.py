@@ -106,9 +106,7 @@ def _end_of_text(tokenizer_json: str, vocab_size: int) -> int | None:
     except Exception as error:  # tokenizers raises the base class
         raise UserError(f"the tokenizer is damaged: {error}") from None
     if tokenizer.get_vocab_size() > vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {vocab_size} embeddings"
-        )
+        raise UserError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {vocab_size} embeddings")
     return tokenizer.token_to_id(END_OF_TEXT)
 
 
@@ -197,9 +195,7 @@ def _quantized(linear: Any) -> Tensor:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     # transformers' own files, so without our format version.
-    path.write_text(
-        json.dumps({k: v for k, v in content.items() if v is not None}, indent=2) + "\n", encoding="utf-8"
-    )
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

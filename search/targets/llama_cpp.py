@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search.targets import Target
+from search.targets import Runtime
 from supernet.errors import UserError
 from supernet.genes import Value
 
@@ -26,12 +26,14 @@ REPOSITORY = Path(__file__).parents[2]
 STDERR_TAIL = 400  # characters of llama.cpp's messages that go into ours
 
 
-class LlamaCpp(Target):
+class LlamaCpp(Runtime):
     """llama.cpp on the CPU, key-value cache in F16.
 
     Every call starts its own process: an assertion that fails in ggml, a timeout or a reply that is no JSON
     becomes a reason, never a crash of the caller.
     """
+
+    file_name = "model.gguf"
 
     def __init__(
         self,
@@ -45,9 +47,7 @@ class LlamaCpp(Target):
         counts = {"n_threads": n_threads, "prefill_tokens": prefill_tokens, "decode_tokens": decode_tokens}
         for key, value in {**counts, "repeats": repeats, "timeout_s": timeout_s}.items():
             if not isinstance(value, int | float) or value <= 0:
-                raise UserError(
-                    f"target.{key} must be a number above 0, got {value!r} (conf/target/llama_cpp.yaml)"
-                )
+                raise UserError(f"target.{key} must be a number above 0, got {value!r} (conf/target/llama_cpp.yaml)")
         self.name, self.n_threads = name, n_threads
         self.prefill_tokens, self.decode_tokens, self.repeats = prefill_tokens, decode_tokens, repeats
         self.timeout_s = timeout_s
@@ -75,7 +75,7 @@ class LlamaCpp(Target):
         """
         from search.targets import gguf_file
 
-        path = folder / "model.gguf"
+        path = folder / self.file_name
         gguf_file.export(decoder, tokenizer_json, path)
         return path
 

@@ -123,6 +123,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     first_ms, each_ms = np.array(prefill), np.array(decode)
     return {
         "ttft_ms": float(np.median(first_ms[:, clock])),
+        "prefill_tokens": n_prefill,
         "ttft_wall_ms": float(np.median(first_ms[:, 1])),
         "decode_ms": float(np.percentile(each_ms[:, clock], 50)),
         "decode_p95_ms": float(np.percentile(each_ms[:, clock], 95)),
@@ -197,9 +198,7 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
     session = Session(request["path"], request["n_context"], request["n_threads"])
     prompt = session.tokenize(request["prompt"]) or [max(llama_cpp.llama_vocab_bos(session.vocab), 0)]
     if len(prompt) + request["n_tokens"] > request["n_context"]:
-        raise Failure(
-            f"the prompt has {len(prompt)} tokens, too many for a context of {request['n_context']}"
-        )
+        raise Failure(f"the prompt has {len(prompt)} tokens, too many for a context of {request['n_context']}")
     rng = np.random.default_rng(request["seed"])
     text, scores = b"", session.decode(prompt)[0]
     for _ in range(request["n_tokens"]):

@@ -55,9 +55,7 @@ def attend(
 class Attention(Block):
     """A plain attention block: norm, then grouped-query attention."""
 
-    def __init__(
-        self, norm: RMSNorm, projections: Mapping[str, Linear], kv_heads: int, head_dim: int
-    ) -> None:
+    def __init__(self, norm: RMSNorm, projections: Mapping[str, Linear], kv_heads: int, head_dim: int) -> None:
         super().__init__()
         self.norm = norm
         self.q_proj, self.k_proj = projections["q_proj"], projections["k_proj"]
@@ -99,16 +97,12 @@ class ElasticAttention(ElasticModule):
         self.kv_heads, self.heads_per_kv = tuple(kv_heads), tuple(heads_per_kv)
         for key, widths in (("kv_heads", self.kv_heads), ("heads_per_kv", self.heads_per_kv)):
             if not widths or list(widths) != sorted(set(widths)) or widths[0] < 1:
-                raise UserError(
-                    f"model.blocks.attention.{key} must ascend from 1 or more, got {list(widths)}"
-                )
+                raise UserError(f"model.blocks.attention.{key} must ascend from 1 or more, got {list(widths)}")
         if head_dim < 2 or head_dim % 2:
             raise UserError(f"model.head_dim must be even for rotary positions, got {head_dim}")
         if droppable:  # its stand-in ships in Q4_0
             check_formats("model.blocks.attention.droppable", (Q4_0.name,), (head_dim, *self.d_model))
-        self.qkv_formats = check_formats(
-            "model.blocks.attention.qkv_formats", tuple(qkv_formats), self.d_model
-        )
+        self.qkv_formats = check_formats("model.blocks.attention.qkv_formats", tuple(qkv_formats), self.d_model)
         self.o_formats = check_formats("model.blocks.attention.o_formats", tuple(o_formats), (head_dim,))
         width, kv, per_kv = self.d_model[-1], self.kv_heads[-1], self.heads_per_kv[-1]
         self.norm = ElasticRMSNorm(width, norm_eps)
@@ -173,7 +167,5 @@ class ElasticAttention(ElasticModule):
 def zero_attention(width: int, head_dim: int, norm_eps: float) -> Attention:
     """Return one head of zeros in Q4_0: it adds nothing, where a runtime insists on attention."""
     shapes = {"q_proj": (head_dim, width), "k_proj": (head_dim, width), "v_proj": (head_dim, width)}
-    projections = {
-        k: Linear(torch.zeros(s), Q4_0()) for k, s in {**shapes, "o_proj": (width, head_dim)}.items()
-    }
+    projections = {k: Linear(torch.zeros(s), Q4_0()) for k, s in {**shapes, "o_proj": (width, head_dim)}.items()}
     return Attention(RMSNorm(torch.ones(width), norm_eps), projections, 1, head_dim)

@@ -70,9 +70,7 @@ class ElasticSwiGLU(ElasticModule):
             raise UserError(f"model.blocks.mlp.width must ascend from 1 or more, got {list(self.widths)}")
         if droppable:  # its stand-in ships in Q4_0
             check_formats("model.blocks.mlp.droppable", (Q4_0.name,), self.d_model)
-        self.gate_up_formats = check_formats(
-            "model.blocks.mlp.gate_up_formats", tuple(gate_up_formats), self.d_model
-        )
+        self.gate_up_formats = check_formats("model.blocks.mlp.gate_up_formats", tuple(gate_up_formats), self.d_model)
         self.down_formats = check_formats("model.blocks.mlp.down_formats", tuple(down_formats), self.widths)
         self.norm = ElasticRMSNorm(self.d_model[-1], norm_eps)
         self.gate_proj = ElasticLinear((self.widths[-1],), (self.d_model[-1],), self.gate_up_formats)

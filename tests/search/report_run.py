@@ -50,9 +50,7 @@ class Fixture:
         write_json(self.run / "supernet" / "space.json", {"genes": self.space.to_json()})
         write_json(self.search_dir / "front.json", {"targets": dict.fromkeys(targets, members)})
         write_json(self.search_dir / "finalists.json", {"targets": dict.fromkeys(targets, lists)})
-        Journal(self.search_dir / "journal.jsonl", self.space).append(
-            [Candidate.from_json(c) for c in self.journal]
-        )
+        Journal(self.search_dir / "journal.jsonl", self.space).append([Candidate.from_json(c) for c in self.journal])
         write_text(self.search_dir / "config.yaml", CONFIG)
         for entry in lists["finalists"]:
             write_text(self.search_dir / str(entry["export"]) / "model.gguf", "")
@@ -90,9 +88,7 @@ class Fixture:
                     genome = self.space.replace(genome, lambda gene, index: index // 2)
             else:
                 operator = OPERATORS[i % 3]
-                good = sorted(
-                    journal, key=lambda c: c["scores"]["loss"] + 4 * max(0, c["scores"]["size_mb"] - 1.5)
-                )
+                good = sorted(journal, key=lambda c: c["scores"]["loss"] + 4 * max(0, c["scores"]["size_mb"] - 1.5))
                 parents = [good[int(self.rng.integers(8))] for _ in range(1 + (operator == "cross"))]
                 genes = set(self.rng.choice(len(self.space), 3).tolist())
                 genome = self.space.canonical(
@@ -126,16 +122,16 @@ class Fixture:
         size = c["scores"]["size_mb"]
         p50 = 0.4 + 0.5 * size + 0.05 * float(self.rng.random())
         times = {
-            "prefill_ms": 12 * size,
+            "ttft_ms": 12 * size,
             "prefill_tokens": 128,
-            "decode_ms_p50": p50,
-            "decode_ms_p95": 1.3 * p50,
+            "decode_ms": p50,
+            "decode_p95_ms": 1.3 * p50,
         }
         return {
             **times,
             "peak_memory_mb": 30 + 2 * size,
             "kv_bytes_per_token": 2048,
-            "file_size_mb": size + 0.1,
+            "file_mb": size + 0.1,
         }
 
     def entry(self, c: dict[str, Any], name: str, tuned: bool) -> dict[str, Any]:
@@ -157,13 +153,11 @@ class Fixture:
             "measured": self.measured(c),
             "export": f"export/{c['id']}" if tuned else None,
             "sample": f"import os\n\n\ndef main(path):\n    return os.path.join(path, '{name}')\n" * 3,
-            "llama_cpp_test": {"loss": loss - 0.05, "accuracy": 0.41},
+            "runtime_test": {"loss": loss - 0.05, "accuracy": 0.41},
         }
 
     def uniform(self, name: str) -> dict[str, Any]:
-        genome = (
-            self.space.with_format(self.space.largest, name) if name in FORMATS[:3] else self.space.largest
-        )
+        genome = self.space.with_format(self.space.largest, name) if name in FORMATS[:3] else self.space.largest
         return self.entry(self.candidate(genome, None), f"uniform {name}", False)
 
     def write_supernet(self) -> None:
@@ -174,8 +168,7 @@ class Fixture:
             budgets = []
             for lean in (-1, 1):
                 logits = [
-                    sharp * lean * np.arange(len(g.choices)) * np.sin(1 + 7 * i)
-                    for i, g in enumerate(self.space)
+                    sharp * lean * np.arange(len(g.choices)) * np.sin(1 + 7 * i) for i, g in enumerate(self.space)
                 ]
                 budgets.append([(np.exp(row) / np.exp(row).sum()).tolist() for row in logits])
             mbs = [1.0 + 1.5 * math.exp(-step / 8), 1.5 + 1.2 * math.exp(-step / 9)]
@@ -187,9 +180,7 @@ class Fixture:
         phases = [{"name": n, "steps": s, "seconds": 2.0 * s} for n, s in (("warm-up", 400), ("gates", 400))]
         counts = {"parameters": 1_312_640, "steps": 800, "tokens": 13_107_200, "seconds": 1600.5}
         write_json(folder / "summary.json", {"table": table, "phases": phases, **counts})
-        rows = [
-            "step,phase,loss_largest,loss_smallest,loss_sampled,loss_gates,temperature,expected_mb,tokens_per_s"
-        ]
+        rows = ["step,phase,loss_largest,loss_smallest,loss_sampled,loss_gates,temperature,expected_mb,tokens_per_s"]
         for step in range(0, 800, 5):
             base = 2.6 + 4 * math.exp(-step / 120) + 0.03 * float(self.rng.standard_normal())
             gates = f"{base + 0.2:.4f},{4 * 0.99**step:.4f},1.7" if step >= 400 else ",,"

@@ -156,9 +156,7 @@ def test_a_fresh_process_computes_our_logits(
     cases = HETEROGENEOUS if remote else HOMOGENEOUS
     decoders = [subnet(supernet, changes) for changes in cases.values()]
     target = HuggingFace("huggingface", "float32")
-    folders = [
-        target.export(decoder, tokenizer_json, tmp_path / str(i)) for i, decoder in enumerate(decoders)
-    ]
+    folders = [target.export(decoder, tokenizer_json, tmp_path / str(i)) for i, decoder in enumerate(decoders)]
     rows = generator(0, "rows").integers(0, VOCAB, (2, 20))
     reports = load_fresh(folders, rows, tmp_path, remote)
     assert len(reports) == len(cases)

@@ -121,9 +121,7 @@ def test_shipped_bytes_decode_to_the_trained_weights(supernet: Supernet, ship: S
 def test_file_holds_exactly_the_bytes_the_supernet_counts(supernet: Supernet, ship: Ship) -> None:
     space, rng = supernet.space, generator(0, "sizes")
     genomes = [space.sample(rng) for _ in range(20)]
-    genomes.append(
-        space.encode({**space.decode(space.largest), **ARCHITECTURES["nothing but the embedding"]})
-    )
+    genomes.append(space.encode({**space.decode(space.largest), **ARCHITECTURES["nothing but the embedding"]}))
     for genome in genomes:
         reader = gguf.GGUFReader(ship(extract(supernet, genome)))
         assert sum(int(t.n_bytes) for t in reader.tensors) == supernet.n_bytes(space.decode(genome))
@@ -210,9 +208,7 @@ def test_tokenizer_inside_gives_the_same_ids(
     tokenizer = Tokenizer.from_str(tokenizer_json)
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     texts = [*TEXTS, "\r\n".join(lines[:60]), *lines[60:90]]
-    assert target.tokenize(ship(subnet(supernet, {})), texts) == [
-        tokenizer.encode(text).ids for text in texts
-    ]
+    assert target.tokenize(ship(subnet(supernet, {})), texts) == [tokenizer.encode(text).ids for text in texts]
 
 
 def test_measure_and_generate(supernet: Supernet, target: LlamaCpp, ship: Ship) -> None:

@@ -51,8 +51,13 @@ def test_shrinking_ends_where_nothing_fits(toy_space, seed):
 def test_blocks_are_dropped_last(toy_space):
     switches = [toy_space.position[name] for name in ("a.active", "b.active")]
     for seed in range(20):
-        seen = []
-        shrink(toy_space, toy_space.largest, lambda g: bool(seen.append(g)), np.random.default_rng(seed))
+        seen: list[tuple] = []
+
+        def refuse(genome, seen=seen):
+            seen.append(genome)
+            return False
+
+        shrink(toy_space, toy_space.largest, refuse, np.random.default_rng(seed))
         for genome in seen:
             if not all(genome[i] for i in switches):
                 kept = [i for i, gene in enumerate(toy_space) if gene.kind != "switch"]
@@ -72,7 +77,11 @@ def test_operators_repeat_with_the_generator(toy_space):
     def play(seed):
         rng = np.random.default_rng(seed)
         a, b = toy_space.sample(rng), toy_space.sample(rng)
-        return mutate(toy_space, a, 2, rng), cross(toy_space, a, b, rng), shrink(toy_space, a, lambda g: sum(g) < 3, rng)
+        return (
+            mutate(toy_space, a, 2, rng),
+            cross(toy_space, a, b, rng),
+            shrink(toy_space, a, lambda g: sum(g) < 3, rng),
+        )
 
     assert play(1) == play(1)
     assert len({play(seed) for seed in range(10)}) > 1

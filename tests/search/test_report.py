@@ -34,9 +34,7 @@ class Links(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.inside = tag
         self.scripts += tag == "script"
-        self.references += [
-            value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")
-        ]
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
 
     def handle_endtag(self, tag: str) -> None:
         self.inside = ""
@@ -76,8 +74,7 @@ def test_headline_names_the_finalist_with_the_lowest_valid_loss(fixture: Fixture
     best = min(finalists, key=lambda e: e["fine_tuned"]["valid_loss"])
     text = parse(fixture.search_dir / "report.html").text
     assert (
-        f"{best['name']}: {best['scores']['size_mb']:.2f} MB, test loss {best['fine_tuned']['test_loss']:.3f}"
-        in text
+        f"{best['name']}: {best['scores']['size_mb']:.2f} MB, test loss {best['fine_tuned']['test_loss']:.3f}" in text
     )
     assert "Against uniform" in text
     assert "NSGA2" in text
@@ -88,7 +85,7 @@ def test_headline_names_the_finalist_with_the_lowest_valid_loss(fixture: Fixture
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     fixture = Fixture(tmp_path)
-    none = {"measured": None, "sample": None, "export": None, "llama_cpp_test": None, "fine_tuned": None}
+    none = {"measured": None, "sample": None, "export": None, "runtime_test": None, "fine_tuned": None}
     fixture.change("finalists.json", lambda e: {**e, **none})
     fixture.change("front.json", lambda e: {**e, "measured": None})
     for name in ("gates.json", "summary.json", "metrics.csv"):

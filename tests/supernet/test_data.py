@@ -204,9 +204,7 @@ def test_errors(tmp_path):
 @pytest.mark.parametrize("name", ["stdlib", "text", "hub"])
 def test_configurations_name_every_argument(name, tmp_path, monkeypatch):
     config = OmegaConf.load(ROOT / f"conf/data/{name}.yaml")
-    assert (
-        yaml.safe_load((ROOT / f"conf/data/{name}.yaml").read_text())["_target_"] == "supernet.data.prepare"
-    )
+    assert yaml.safe_load((ROOT / f"conf/data/{name}.yaml").read_text())["_target_"] == "supernet.data.prepare"
     config.cache_dir = str(tmp_path / "cache")
     if name == "hub":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")

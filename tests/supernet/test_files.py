@@ -44,7 +44,7 @@ def test_json_round_trip(tmp_path):
     content = {"a": [1, 2.5, None, True], "b": {"c": "ü"}}
     write_json(tmp_path / "x.json", content)
     assert read_json(tmp_path / "x.json") == content
-    assert list(json.loads((tmp_path / "x.json").read_text()))[0] == "version"
+    assert next(iter(json.loads((tmp_path / "x.json").read_text()))) == "version"
 
 
 @pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, "1", None])
@@ -77,5 +77,5 @@ def test_seeds_depend_on_every_part():
     seeds = [derive(0, "a", 1), derive(1, "a", 1), derive(0, "b", 1), derive(0, "a", 2), derive(0, "a", "1")]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive(0, "a", 1) == derive(0, "a", 1) == 1065848087424026420
+    assert derive(0, "a", 1) == derive(0, "a", 1) == 1675891806973429058
     assert generator(0, "a", 1).random() == generator(0, "a", 1).random()

@@ -62,9 +62,7 @@ def test_more_bits_are_nearer():
     assert bits == sorted(bits)
 
 
-@pytest.mark.parametrize(
-    ("name", "n_bytes"), [("Q4_0", 18), ("Q5_0", 22), ("Q8_0", 34), ("F16", 64), ("F32", 128)]
-)
+@pytest.mark.parametrize(("name", "n_bytes"), [("Q4_0", 18), ("Q5_0", 22), ("Q8_0", 34), ("F16", 64), ("F32", 128)])
 def test_bytes_of_32_weights(name, n_bytes):
     assert FORMATS[name].n_bytes(32) == n_bytes
 
@@ -188,12 +186,12 @@ def test_widths_that_need_no_group_may_be_odd():
 
 @pytest.mark.parametrize("d_model", [(), (64, 32), (0, 32)])
 def test_the_models_width_is_checked(supernet_of, d_model):
-    with pytest.raises(UserError, match="^model.d_model must ascend"):
+    with pytest.raises(UserError, match=r"^model\.d_model must ascend"):
         supernet_of(d_model=d_model)
 
 
 def test_the_embeddings_formats_are_checked(supernet_of):
-    with pytest.raises(UserError, match="^model.embedding_formats: a width of 48"):
+    with pytest.raises(UserError, match=r"^model\.embedding_formats: a width of 48"):
         supernet_of(d_model=(48,), embedding_formats=("Q4_0",))
-    with pytest.raises(UserError, match="^model.n_layers must"):
+    with pytest.raises(UserError, match=r"^model\.n_layers must"):
         supernet_of(n_layers=0)

@@ -11,11 +11,18 @@ def logits(seed=0, scale=3.0):
     return torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+TARGETS = torch.arange(10).reshape(2, 5)
+
+
+def distilled(student, teacher):
+    return distillation_loss(student, teacher, TARGETS)[0]
+
+
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
 def test_distillation_is_cross_entropy_with_probabilities(scale):
     teacher = logits(1).softmax(-1)
     ours, reference = (logits(0, scale).requires_grad_() for _ in range(2))
-    loss = distillation_loss(ours, teacher)
+    loss = distilled(ours, teacher)
     wanted = F.cross_entropy(reference.flatten(0, 1), teacher.flatten(0, 1))
     torch.testing.assert_close(loss, wanted)
     (2.5 * loss).backward()
@@ -27,10 +34,10 @@ def test_the_gradient_is_the_slope():
     """The written gradient is that of the student; the teacher gets none."""
     student = logits().double().requires_grad_()
     teacher = logits(1).softmax(-1)
-    distillation_loss(student, teacher).backward()
+    distilled(student, teacher).backward()
     step, direction = 1e-2, torch.randn(student.shape, generator=torch.Generator().manual_seed(2)).double()
-    up = distillation_loss(student.detach() + step * direction, teacher)
-    down = distillation_loss(student.detach() - step * direction, teacher)
+    up = distilled(student.detach() + step * direction, teacher)
+    down = distilled(student.detach() - step * direction, teacher)
     slope = ((up - down) / (2 * step)).item()
     assert slope == pytest.approx((student.grad * direction).sum().item(), rel=1e-2)
 
@@ -38,15 +45,22 @@ def test_the_gradient_is_the_slope():
 def test_a_students_minimum_is_its_teacher():
     teacher = logits(1)
     student = teacher.clone().requires_grad_()
-    distillation_loss(student, teacher.softmax(-1)).backward()
+    distilled(student, teacher.softmax(-1)).backward()
     assert student.grad.abs().max() < 1e-7
 
 
 def test_half_precision_logits_give_a_float32_loss():
     student = logits().bfloat16().requires_grad_()
-    loss = distillation_loss(student, logits(1).softmax(-1))
+    loss = distilled(student, logits(1).softmax(-1))
     loss.backward()
     assert loss.dtype == torch.float32 and student.grad.dtype == torch.bfloat16
+
+
+def test_distillation_shows_the_next_token_loss_too():
+    student = logits().requires_grad_()
+    shown = distillation_loss(student, logits(1).softmax(-1), TARGETS)[1]
+    torch.testing.assert_close(shown, next_token_loss(student.detach(), TARGETS))
+    assert not shown.requires_grad
 
 
 def test_next_token_loss():

@@ -158,7 +158,7 @@ def test_genes_of_the_model(tiny_supernet):
 
 
 def test_blocks_are_attention_and_mlp():
-    with pytest.raises(UserError, match="model.blocks must hold attention and mlp"):
+    with pytest.raises(UserError, match=r"model\.blocks must hold attention and mlp"):
         Supernet(50, 64, 1, [32], 32, 1e4, 1e-5, ["F16"], {})
 
 

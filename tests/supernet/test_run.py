@@ -43,6 +43,9 @@ MODEL = {
 }
 
 
+DATA = {"config": {"_target_": "supernet.data.prepare"}, "hash": "abc"}
+
+
 @pytest.fixture
 def run(tmp_path):
     """Return a finished run and the supernet in it."""
@@ -51,7 +54,7 @@ def run(tmp_path):
     supernet = build_supernet(MODEL, 40)
     save_supernet(folder, supernet, MODEL)
     write_text(folder / "tokenizer.json", "{}")
-    write_json(folder / "data.json", {"hash": "abc"})
+    write_json(folder / "data.json", DATA)
     write_json(folder / "gates.json", gates_json(None, [], []))
     write_json(folder / "summary.json", {"name": "toy"})
     return tmp_path / "toy"
@@ -68,7 +71,7 @@ def test_a_supernet_is_read_as_it_was_written(run):
     assert trained.supernet.space.genes == again.space.genes
     for a, b in zip(trained.supernet.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert (trained.gates["modes"], trained.data, trained.tokenizer_json) == ([], {"hash": "abc"}, "{}")
+    assert (trained.gates["modes"], trained.data, trained.tokenizer_json) == ([], DATA, "{}")
 
 
 def test_weights_survive_the_file(run):
@@ -115,7 +118,7 @@ def test_damaged_weights(run):
 
 def test_weights_of_another_shape(run):
     change_json(run / "supernet" / "space.json", vocab_size=41)
-    with pytest.raises(UserError, match=r"is damaged: .*embedding\.weight"):
+    with pytest.raises(UserError, match=r"(?s)is damaged: .*embedding\.weight"):
         load_supernet(run)
 
 
@@ -166,6 +169,11 @@ def test_a_run_directory_runs_no_code(run, where):
 def test_targets_are_whitelisted_at_any_depth(node):
     with pytest.raises(UserError, match="is no target of conf/"):
         build(OmegaConf.create(node))
+
+
+def test_targets_are_whitelisted_in_plain_settings():
+    with pytest.raises(UserError, match="is no target of conf/"):
+        build({"_target_": "supernet.files.sha256", "path": "x"})
 
 
 def test_a_constructors_complaint_names_the_target():
@@ -234,5 +242,5 @@ def test_fresh_starts_over_and_keeps_the_lock(tmp_path):
 
 def test_damaged_settings(tmp_path):
     (tmp_path / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match=r"config\.yaml is damaged .*fresh=true starts over"):
+    with pytest.raises(UserError, match=r"(?s)config\.yaml is damaged .*fresh=true starts over"):
         claimed(tmp_path)

@@ -1,0 +1,249 @@
+"""Strategies on a synthetic space: what a search relies on, and that they are worth having."""
+
+from functools import cache, partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from search.candidate import Candidate, Lineage, Proposal
+from search.evolution import NSGA2, Aging, Random, pareto_front, ranks
+from supernet.errors import UserError
+from supernet.genes import Gene, SearchSpace
+from supernet.randomness import generator
+
+OBJECTIVES = ("loss", "size_mb")
+N_GENES, N_CHOICES = 16, 5
+SPACE = SearchSpace(
+    [Gene(f"{i}.active", (0, 1), "switch") for i in range(4)]
+    + [Gene(f"{i}.w", tuple(range(1, N_CHOICES + 1)), "width", f"{i % 4}.active") for i in range(N_GENES)]
+)
+WORTH = np.random.default_rng(0).gamma(0.6, size=N_GENES)
+COST = np.random.default_rng(1).uniform(0.5, 1.5, size=N_GENES)
+STRATEGIES = {
+    "random": partial(Random, population=30),
+    "aging": partial(Aging, population=30, tournament=5, mutations=1.5),
+    "nsga2": partial(NSGA2, population=30, crossover=0.5, mutations=1.5),
+}
+every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+
+
+def scores(genome):
+    """A knapsack: genes differ in worth and in price, so that a good front buys some and leaves others."""
+    architecture = SPACE.decode(genome)
+    levels = np.array([architecture[f"{i}.w"] * architecture[f"{i % 4}.active"] for i in range(N_GENES)])
+    return {"loss": 1 - float(WORTH @ levels) / WORTH.sum() / N_CHOICES, "size_mb": float(COST @ levels) / COST.sum()}
+
+
+def evaluate(number, proposal, budget=None):
+    result = scores(proposal.genome)
+    violation = 0.0 if budget is None else max(0.0, result["size_mb"] / budget - 1)
+    return Candidate(number, proposal.genome, result, violation, proposal.lineage)
+
+
+def make(name, seed=0, first=(), budget=None):
+    def fits(genome):
+        return budget is None or scores(genome)["size_mb"] <= budget
+
+    return STRATEGIES[name](SPACE, OBJECTIVES, list(first), seed, fits)
+
+
+def play(name, seed=0, n=120, batch=12, journal=(), first=(), budget=None):
+    """Return the candidates of a search that found `journal` on disk, and what it asked for."""
+    strategy, known, asked = make(name, seed, first, budget), list(journal), []
+    done = 0
+    while done < n:
+        proposals = strategy.ask(min(batch, n - done), generator(seed, "ask", strategy.generation))
+        if not proposals:
+            break
+        asked += proposals
+        new = range(len(known), done + len(proposals))
+        known += [evaluate(i, proposals[i - done], budget) for i in new]
+        strategy.tell(known[done : done + len(proposals)])
+        done += len(proposals)
+    return known, asked
+
+
+def hypervolume(candidates, reference=(1.0, 5.0)):
+    volume, height = 0.0, reference[1]
+    for c in pareto_front(candidates, OBJECTIVES):
+        loss, size = (c.scores[name] for name in OBJECTIVES)
+        if loss < reference[0] and size < height:
+            volume += (reference[0] - loss) * (height - size)
+            height = size
+    return volume
+
+
+@cache
+def volumes(name):
+    return np.array([hypervolume(play(name, seed, 500, 20)[0]) for seed in range(4)])
+
+
+@every_strategy
+def test_the_same_seed_gives_the_same_search(name):
+    once, again, other = (play(name, seed)[0] for seed in (0, 0, 1))
+    assert once == again
+    assert [c.genome for c in once] != [c.genome for c in other]
+
+
+@every_strategy
+def test_nothing_is_asked_for_twice_and_all_is_canonical(name):
+    candidates, _ = play(name, n=240)
+    genomes = [c.genome for c in candidates]
+    assert len(set(genomes)) == len(genomes) == 240
+    assert all(SPACE.check(genome) == genome for genome in genomes)
+
+
+@every_strategy
+@pytest.mark.parametrize("kept", [0, 1, 12, 30, 59, 120])
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(name, kept):
+    whole, asked = play(name)
+    resumed, asked_again = play(name, journal=whole[:kept])
+    assert resumed == whole
+    assert asked_again == asked
+
+
+@every_strategy
+def test_the_hypervolume_of_the_front_never_falls(name):
+    candidates, _ = play(name)
+    seen = [hypervolume(candidates[:n]) for n in range(1, len(candidates) + 1)]
+    assert all(b >= a - 1e-12 for a, b in pairwise(seen))
+    assert seen[-1] > seen[11]
+
+
+@every_strategy
+def test_what_is_asked_for_fits_the_budget(name):
+    candidates, _ = play(name, budget=1.0)
+    assert all(c.feasible for c in candidates)
+    if name != "random":
+        assert any("shrink" in c.lineage.operator for c in candidates)
+
+
+@every_strategy
+def test_the_first_population_comes_first_as_it_is(name):
+    first = [Proposal(SPACE.largest, Lineage(0, "largest")), Proposal(SPACE.smallest, Lineage(0, "smallest"))]
+    candidates, _ = play(name, first=first, budget=1.0)
+    assert [c.lineage.operator for c in candidates[:2]] == ["largest", "smallest"]
+    assert not candidates[0].feasible  # a baseline may miss the budget
+
+
+@every_strategy
+def test_a_first_population_larger_than_a_batch(name):
+    rng = np.random.default_rng(0)
+    genomes = list(dict.fromkeys(SPACE.sample(rng) for _ in range(30)))
+    first = [Proposal(genome, Lineage(0, "first")) for genome in genomes]
+    candidates, _ = play(name, first=first)
+    assert [c.genome for c in candidates[: len(genomes)]] == genomes
+
+
+@every_strategy
+def test_a_space_that_runs_out_ends_the_search(name):
+    space = SearchSpace([Gene("a", (1, 2, 3), "width"), Gene("b", (1, 2), "width")])
+    strategy = STRATEGIES[name](space, OBJECTIVES, [], 0, lambda genome: True)
+    told = []
+    for generation in range(4):
+        proposals = strategy.ask(4, np.random.default_rng(generation))
+        batch = [
+            Candidate(len(told) + i, p.genome, {"loss": float(i), "size_mb": float(sum(p.genome))}, 0.0, p.lineage)
+            for i, p in enumerate(proposals)
+        ]
+        told += batch
+        if batch:
+            strategy.tell(batch)
+    assert len(told) == len({c.genome for c in told}) == 6
+
+
+@every_strategy
+def test_lineage_tells_where_a_genome_comes_from(name):
+    candidates, _ = play(name, seed=3)
+    for c in candidates:
+        assert c.lineage.seed == 3 and c.lineage.generation == c.id // 12
+        assert all(parent < c.id for parent in c.lineage.parents)
+        if c.lineage.parents:
+            parent = candidates[c.lineage.parents[0]]
+            names = {g.name for g, a, b in zip(SPACE, parent.genome, c.genome, strict=True) if a != b}
+            assert set(c.lineage.changed) == names
+    operators = {c.lineage.operator for c in candidates}
+    wanted = {"random": {"random"}, "aging": {"random", "mutate"}, "nsga2": {"random", "mutate", "cross + mutate"}}
+    assert operators == wanted[name]
+
+
+@pytest.mark.parametrize("name", ["nsga2", "aging"])
+def test_strategies_beat_random_draws(name):
+    assert volumes(name).mean() > volumes("random").mean()
+    assert (volumes(name) > volumes("random")).sum() >= 3
+
+
+def test_a_budget_below_everything_still_leads_towards_it():
+    """Unknown beforehand, so that nothing is shrunk: the violation has to fall by selection."""
+    strategy = STRATEGIES["nsga2"](SPACE, OBJECTIVES, [], 0, lambda genome: True)
+    means, number = [], 0
+    for generation in range(10):
+        proposals = strategy.ask(20, generator(0, "ask", generation))
+        batch = [evaluate(number + i, p, budget=0.05) for i, p in enumerate(proposals)]
+        number += len(batch)
+        strategy.tell(batch)
+        means.append(np.mean([c.violation for c in strategy.parents]))
+    assert means[-1] < 0.5 * means[0]
+
+
+def candidate(number, loss, size, violation=0.0):
+    return Candidate(number, (number,), {"loss": loss, "size_mb": size}, violation, Lineage(0, "test"))
+
+
+def test_feasible_comes_first():
+    bad_but_feasible = candidate(0, 9.0, 9.0)
+    good_but_not = candidate(1, 1.0, 1.0, 0.5)
+    less_wrong = candidate(2, 5.0, 5.0, 0.1)
+    order = ranks([bad_but_feasible, good_but_not, less_wrong], OBJECTIVES)
+    assert order[0] < order[2] < order[1]
+    assert pareto_front([bad_but_feasible, good_but_not, less_wrong], OBJECTIVES) == [bad_but_feasible]
+    strategy = NSGA2(SPACE, OBJECTIVES, [], 0, lambda g: True, population=2, crossover=0.5, mutations=1.0)
+    strategy.tell([good_but_not, less_wrong, bad_but_feasible])
+    assert strategy.parents == [less_wrong, bad_but_feasible]
+
+
+def test_ends_of_the_front_are_the_least_crowded():
+    front = [candidate(i, float(i), 4.0 - i) for i in range(5)] + [candidate(5, 5.0, 5.0)]
+    order = ranks(front, OBJECTIVES)
+    assert [rank for _, rank, _ in order] == [0, 0, 0, 0, 0, 1]
+    assert order[0][2] == order[4][2] == -float("inf") < order[2][2]
+
+
+def test_aging_lets_the_oldest_die():
+    strategy = Aging(SPACE, OBJECTIVES, [], 0, lambda g: True, population=3, tournament=2, mutations=1.0)
+    strategy.tell([candidate(0, 0.0, 0.0), candidate(1, 1.0, 1.0)])
+    strategy.tell([candidate(2, 9.0, 9.0), candidate(3, 9.0, 9.0)])
+    assert [c.id for c in strategy.parents] == [1, 2, 3]
+
+
+def dominates(a, b):
+    pairs = [(a.scores[name], b.scores[name]) for name in OBJECTIVES]
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_front_is_what_brute_force_finds(seed):
+    rng = np.random.default_rng(seed)
+    # Few levels, so that there are ties and equals.
+    candidates = [
+        candidate(i, float(rng.integers(8)), float(rng.integers(8)), float(rng.random() < 0.3)) for i in range(40)
+    ]
+    feasible = [c for c in candidates if c.feasible]
+    wanted = {c.id for c in feasible if not any(dominates(other, c) for other in feasible)}
+    front = pareto_front(candidates, OBJECTIVES)
+    assert {c.id for c in front} == wanted and len(front) == len(wanted)
+    losses = [c.scores["loss"] for c in front]
+    assert losses == sorted(losses)
+
+
+def test_fronts_of_few():
+    assert pareto_front([], OBJECTIVES) == []
+    assert pareto_front([candidate(0, 1.0, 1.0, 0.1)], OBJECTIVES) == []
+    assert [c.id for c in pareto_front([candidate(0, 1.0, 1.0)], OBJECTIVES)] == [0]
+    assert [c.id for c in pareto_front([candidate(0, 2.0, 1.0), candidate(1, 1.0, 9.0)], ["loss"])] == [1]
+
+
+def test_a_population_of_one_is_refused():
+    with pytest.raises(UserError, match=r"evolution\.population must be 2 or more, got 1"):
+        Random(SPACE, OBJECTIVES, [], 0, lambda genome: True, population=1)
