@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from supernet.elastic import Choice, ElasticLinear, Extent, Linear
-from supernet.formats import F32
+from supernet.formats import F32, MB
 from supernet.genes import Architecture, Genome
 from supernet.losses import evaluate
 from supernet.model import Supernet
 from supernet.subnet import extract
-
-MB = 1e6
 
 
 class FrozenElasticLinear(ElasticLinear):

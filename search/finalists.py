@@ -1,6 +1,6 @@
 """Which members of the front are worth fine-tuning, and how they and the baselines are judged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,19 +30,19 @@ def spread(front: Sequence[Candidate], objectives: Sequence[str], n: int) -> lis
     return [front[i] for i in sorted(chosen, key=lambda i: points[i, 0])]
 
 
-def near_budget(front: Sequence[Candidate], objectives: Sequence[str], n: int, share: float) -> list[Candidate]:
-    """Return `n` finalists from the part of the front that makes use of the budget.
+def near_budget(front: Sequence[Candidate], budget: Mapping[str, float], n: int, share: float) -> list[Candidate]:
+    """Return the members of the front that make use of the budget: at least `n`, where there are so many.
 
-    Whoever names a budget means to spend it: members smaller than `share` of the largest member's second
-    objective are left out, unless too few remain.
+    Whoever names a budget means to spend it: finalists are sought among members that reach `share` of
+    every bound, and where these are fewer than `n`, among the `n` that come nearest.
     """
-    if len(objectives) < 2 or len(front) <= n:
-        return spread(front, objectives, n)
-    by_second = sorted(front, key=lambda c: -c.scores[objectives[1]])
-    limit = share * by_second[0].scores[objectives[1]]
-    n_used = max(n, sum(c.scores[objectives[1]] >= limit for c in by_second))
-    used = {c.id for c in by_second[:n_used]}
-    return spread([c for c in front if c.id in used], objectives, n)
+
+    def use(candidate: Candidate) -> float:
+        return min((candidate.scores[name] / bound for name, bound in budget.items()), default=1.0)
+
+    most_first = sorted(front, key=lambda c: (-use(c), c.id))
+    used = {c.id for i, c in enumerate(most_first) if i < n or use(c) >= share}
+    return [c for c in front if c.id in used]
 
 
 @dataclass(frozen=True)

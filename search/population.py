@@ -11,15 +11,6 @@ from supernet.genes import SearchSpace
 from supernet.randomness import generator
 
 
-def baselines(space: SearchSpace) -> list[tuple[str, tuple[int, ...]]]:
-    """Return (name, genome) of what anyone would try first: the uniform formats and both ends."""
-    named = [(f"uniform {name}", space.with_format(space.largest, name)) for name in reversed(space.uniform_formats)]
-    named = [("largest F16" if genome == space.largest else name, genome) for name, genome in named]
-    if all(genome != space.largest for _, genome in named):
-        named.insert(0, ("largest", space.largest))
-    return [*named, ("smallest", space.smallest)]
-
-
 def first_population(
     space: SearchSpace, gates: Mapping[str, Any], fits: Fits, size: int, seed: int, gate_samples: int, random: int
 ) -> list[Proposal]:
@@ -37,7 +28,7 @@ def first_population(
         gate_samples: drawn from each set of gates.
         random: how many are drawn at random.
     """
-    proposals = [Proposal(genome, Lineage(0, name, seed=seed)) for name, genome in baselines(space)]
+    proposals = [Proposal(genome, Lineage(0, name, seed=seed)) for name, genome in space.baselines()]
     sets: Sequence[Any] = gates["history"][-1]["probabilities"] if gates["history"] else []
     rng = generator(seed, "first population")
     for budget, mode, rows in zip(gates["budgets_mb"], gates["modes"], sets, strict=False):

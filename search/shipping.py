@@ -18,11 +18,13 @@ from search.targets import Runtime, Target
 from supernet.config import build
 from supernet.data import TokenData
 from supernet.files import read_json, write_json
+from supernet.formats import MB
 from supernet.genes import Genome
 from supernet.losses import evaluate
 from supernet.run import TrainedSupernet, versions
 from supernet.subnet import Decoder, extract
 
+NETS = "nets"  # folder of what was judged: fine-tuned weights, and entry.json when it is done
 SAMPLE_TOKENS = 96
 RUNTIME_TOKENS = 8192  # of the test split, on which the shipped file is compared with our own evaluation
 
@@ -79,7 +81,7 @@ class Shipyard:
         return self._entry(name, name, genome, self.finetuning.steps > 0 and self.finetuning.baselines, None)
 
     def _entry(self, key: str, name: str, genome: Genome, tune: bool, candidate: Candidate | None) -> dict[str, Any]:
-        work = self.folder / "tuned" / key.replace(" ", "_")
+        work = self.folder / NETS / key.replace(" ", "_")
         done = work / "entry.json"
         if done.exists():
             return read_json(done)
@@ -97,7 +99,7 @@ class Shipyard:
             "name": name,
             "genome": list(genome),
             "architecture": architecture,
-            "scores": {"size_mb": self.trained.supernet.n_bytes(architecture) / 1e6},
+            "scores": {"size_mb": self.trained.supernet.n_bytes(architecture) / MB},
             "inherited": inherited,
             "fine_tuned": fine_tuned,
             "export": None,
@@ -147,7 +149,7 @@ class Shipyard:
         from safetensors.torch import load_file
 
         decoder, kind = self.inherited(candidate.genome), "inherited"
-        tuned = self.folder / "tuned" / str(candidate.id) / "model.safetensors"
+        tuned = self.folder / NETS / str(candidate.id) / "model.safetensors"
         quality = {}
         if tuned.exists():
             decoder.load_state_dict(load_file(tuned))

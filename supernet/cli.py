@@ -11,6 +11,12 @@ def typed_command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+def argument(key: str, value: object) -> str:
+    """Return `key=value` as it can be typed in a shell; Hydra wants quotes around a value with `=` in it."""
+    word = f'{key}="{value}"' if "=" in str(value) else f"{key}={value}"
+    return shlex.quote(word)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table, numbers to the right."""
     from rich.console import Console

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -57,9 +57,9 @@ class SearchConfig:
     evolution: Any
     objectives: Any
     target: Any
-    exports: Any
     finetune: Any
     first_population: Any
+    exports: dict[str, Any] = field(default_factory=dict)
 
 
 def register() -> None:
@@ -199,9 +199,9 @@ def check_counts(config: Any) -> None:
     from omegaconf import OmegaConf
 
     schema: Any = OmegaConf.get_type(config)
-    for field in fields(schema):
-        if field.type is int and field.name != "seed" and config[field.name] < 1:
-            raise UserError(f"{field.name} must be 1 or more, got {config[field.name]}")
+    for entry in fields(schema):
+        if entry.type is int and entry.name != "seed" and config[entry.name] < 1:
+            raise UserError(f"{entry.name} must be 1 or more, got {config[entry.name]}")
 
 
 def number(node: Any, key: str | int) -> float:

@@ -164,11 +164,18 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 def _trainer(settings: Mapping[str, Any], **more: Any) -> L.Trainer:
     own = {key: value for key, value in settings.items() if key != "checkpoint_every"}
     if own["precision"] == "auto":
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        own["precision"] = "bf16-mixed" if bf16 else "32-true"
+        own["precision"] = "bf16-mixed" if _has_bf16() else "32-true"
     trainer = build(OmegaConf.create(own), **more)
     assert isinstance(trainer, L.Trainer)
     return trainer
+
+
+def _has_bf16() -> bool:
+    """Return whether the device that Lightning will choose multiplies bfloat16 matrices in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _last_good(folder: Path) -> str | None:

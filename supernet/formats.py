@@ -17,6 +17,7 @@ from torch import Tensor
 from supernet.errors import UserError
 
 Encoded = tuple[Tensor, Tensor]
+MB = 1e6  # bytes
 F16_MAX = 65504.0  # a larger scale would be stored as infinity
 
 

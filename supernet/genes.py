@@ -149,6 +149,17 @@ class SearchSpace:
         """Return the architecture of a genome."""
         return {gene.name: gene.choices[index] for gene, index in zip(self.genes, genome, strict=True)}
 
+    def baselines(self) -> list[tuple[str, Genome]]:
+        """Return (name, genome) of what anyone would try first: the uniform formats and both ends."""
+        named = [("largest", self.largest)]
+        for name in reversed(self.uniform_formats):
+            genome = self.with_format(self.largest, name)
+            if genome == self.largest:
+                named[0] = (f"largest {name}", genome)
+            else:
+                named.append((f"uniform {name}", genome))
+        return [*named, ("smallest", self.smallest)]
+
     def full_precision(self, genome: Genome) -> Architecture:
         """Return the architecture of a genome with F32 in place of every format: the structure, unrounded."""
         choices = self.decode(genome)

@@ -62,6 +62,8 @@ class Supernet(nn.Module):
             raise UserError(f"model.d_model must ascend from 1 or more, got {list(self.d_model)}")
         if n_layers < 1:
             raise UserError(f"model.n_layers must be 1 or more, got {n_layers}")
+        if list(blocks) != ["attention", "mlp"]:
+            raise UserError(f"model.blocks must hold attention and mlp, got {list(blocks)}")
         self.vocab_size, self.context_length = vocab_size, context_length
         self.head_dim, self.rope_theta, self.norm_eps = head_dim, rope_theta, norm_eps
         formats = check_formats("model.embedding_formats", tuple(embedding_formats), self.d_model)
@@ -71,8 +73,6 @@ class Supernet(nn.Module):
             nn.ModuleDict({name: make(d_model=self.d_model, norm_eps=norm_eps) for name, make in blocks.items()})
             for _ in range(n_layers)
         )
-        if list(blocks) != ["attention", "mlp"]:
-            raise UserError(f"model.blocks must hold attention and mlp, got {list(blocks)}")
         self.norm = ElasticRMSNorm(self.d_model[-1], norm_eps)
         self._shrink_residual_writers()
         self.space = SearchSpace(self._genes())

@@ -15,6 +15,7 @@ from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import read_json, write_json, write_text
 from supernet.fitting import Batches, check_trainer, fit
+from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Genome
 from supernet.losses import evaluate
@@ -36,7 +37,7 @@ from supernet.run import (
 )
 from supernet.sandwich import Schedule
 from supernet.subnet import extract
-from supernet.training import MB, SupernetTraining, check_budgets
+from supernet.training import SupernetTraining, check_budgets
 
 
 @dataclass(frozen=True)
@@ -190,14 +191,8 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
 
 def table_rows(training: SupernetTraining) -> list[tuple[str, Genome]]:
     """Return (name, genome) of the nets the closing table compares."""
-    space = training.supernet.space
-    rows = [("largest", space.largest)]
-    uniform = [(f"uniform {f}", space.with_format(space.largest, f)) for f in reversed(space.uniform_formats)]
-    rows += [row for row in uniform if row[1] != space.largest]
-    rows += [("smallest", space.smallest)]
-    for i, budget in enumerate(training.budgets_mb):
-        rows.append((f"gates for {budget:g} MB", training.gates.mode(i)))
-    return rows
+    gates = [(f"gates for {mb:g} MB", training.gates.mode(i)) for i, mb in enumerate(training.budgets_mb)]
+    return [*training.supernet.space.baselines(), *gates]
 
 
 def _phases(schedule: Schedule, seconds: dict[str, float]) -> list[dict[str, Any]]:
@@ -207,7 +202,7 @@ def _phases(schedule: Schedule, seconds: dict[str, float]) -> list[dict[str, Any
 
 def say_finished(run: Run) -> None:
     """Print the table and the command that comes next."""
-    from supernet.cli import print_table
+    from supernet.cli import argument, print_table
 
     summary = read_json(run.folder / "supernet" / SUMMARY)
     if run.finished:
@@ -222,7 +217,7 @@ def say_finished(run: Run) -> None:
         (r["size_mb"] for r in summary["table"] if r["name"] == "uniform Q4_0"),
         summary["table"][0]["size_mb"],
     )
-    print(f"next: python search.py run={run.folder} budget.size_mb={budget:.2f}")
+    print(f"next: python search.py {argument('run', run.folder)} budget.size_mb={budget:.2f}")
 
 
 def _plain(node: Any) -> Any:

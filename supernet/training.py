@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from supernet.errors import UserError
+from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Architecture, SearchSpace
 from supernet.losses import distillation_loss, next_token_loss
 from supernet.model import Supernet
 from supernet.randomness import derive
 from supernet.sandwich import Schedule
-
-MB = 1e6
 
 
 class SupernetTraining(L.LightningModule):

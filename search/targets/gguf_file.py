@@ -13,18 +13,17 @@ import numpy as np
 import torch
 from gguf import GGUFWriter, TokenType
 
-from search.targets.packing import PACKERS
+from search.targets.packing import KV_VALUES_KEY, PACKERS
 from supernet.blocks.attention import Attention, zero_attention
 from supernet.blocks.swiglu import SwiGLU, zero_swiglu
 from supernet.elastic import Linear, RMSNorm
 from supernet.errors import UserError
 from supernet.files import replacing
 from supernet.subnet import Decoder
+from supernet.tokenizer import END_OF_TEXT
 
 ARCHITECTURE = "deci"
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
-KV_VALUES_KEY = "supernet.kv_values_per_token"  # ours: llama.cpp has no call that returns the sum over layers
-END_OF_TEXT = "<|endoftext|>"
 
 ShippedLayer = tuple[Attention | None, SwiGLU]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from search.targets import Target
 from supernet.errors import UserError
 from supernet.genes import Value
+from supernet.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODELING_FILE = "modeling_subnet.py"  # the name of hf_modeling.py inside a checkpoint
-END_OF_TEXT = "<|endoftext|>"
 
 
 class HuggingFace(Target):

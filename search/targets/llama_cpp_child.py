@@ -17,8 +17,9 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from search.targets.packing import KV_VALUES_KEY
+
 ERROR_LEVEL = 4  # ggml's GGML_LOG_LEVEL_ERROR
-KV_VALUES_KEY = b"supernet.kv_values_per_token"
 KV_BYTES_PER_VALUE = 2  # the cache is F16, llama.cpp's default
 
 
@@ -161,7 +162,7 @@ def _resident_bytes(field: str) -> int:
 def _kv_bytes(session: Session) -> int | None:
     """Return the bytes the cache grows by with a token, None for a file that is not ours."""
     buffer = ctypes.create_string_buffer(32)
-    found = llama_cpp.llama_model_meta_val_str(session.model, KV_VALUES_KEY, buffer, len(buffer))
+    found = llama_cpp.llama_model_meta_val_str(session.model, KV_VALUES_KEY.encode(), buffer, len(buffer))
     return int(buffer.value) * KV_BYTES_PER_VALUE if found >= 0 else None
 
 

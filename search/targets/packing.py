@@ -13,6 +13,9 @@ Packer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 GROUP = 32
 
+# Ours: llama.cpp has no call that returns the sum of key and value entries over layers.
+KV_VALUES_KEY = "supernet.kv_values_per_token"
+
 
 def _plain(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Return the codes: floats are stored as they are."""

@@ -7,6 +7,7 @@ from supernet.losses import evaluate
 from supernet.subnet import extract
 
 OBJECTIVES = ("loss", "size_mb")
+BUDGET = {"size_mb": 10.0}
 
 
 def front(*points):
@@ -43,7 +44,7 @@ def test_a_knot_is_not_taken_twice():
 @pytest.mark.parametrize("n", [5, 6, 100])
 def test_a_small_front_is_taken_whole(n):
     assert spread(LINE[:5], OBJECTIVES, n) == LINE[:5]
-    assert near_budget(LINE[:5], OBJECTIVES, n, 0.5) == LINE[:5]
+    assert near_budget(LINE[:5], BUDGET, n, 0.5) == LINE[:5]
     assert spread([], OBJECTIVES, n) == []
 
 
@@ -59,18 +60,21 @@ def test_equal_scores_are_different_candidates():
 
 
 def test_finalists_make_use_of_the_budget():
-    chosen = near_budget(LINE, OBJECTIVES, 3, 0.5)
-    assert ids(chosen) == [0, 2, 5]
-    assert ids(near_budget(LINE, OBJECTIVES, 3, 0.0)) == ids(spread(LINE, OBJECTIVES, 3))
+    assert ids(near_budget(LINE, BUDGET, 3, 0.5)) == [0, 1, 2, 3, 4, 5]
+    assert near_budget(LINE, BUDGET, 3, 0.0) == LINE
 
 
-def test_where_too_few_are_near_the_largest_are_taken():
-    uneven = front((0.0, 100.0), (1.0, 3.0), (2.0, 2.0), (3.0, 1.0))
-    assert ids(near_budget(uneven, OBJECTIVES, 2, 0.9)) == [0, 1]
+def test_where_too_few_are_near_the_nearest_are_taken():
+    uneven = front((0.0, 10.0), (1.0, 3.0), (2.0, 2.0), (3.0, 1.0))
+    assert ids(near_budget(uneven, BUDGET, 2, 0.9)) == [0, 1]
 
 
-def test_one_objective_has_no_budget_to_use():
-    assert ids(near_budget(LINE, OBJECTIVES[:1], 2, 0.9)) == [0, 10]
+def test_every_bound_counts():
+    assert ids(near_budget(LINE, {"size_mb": 10.0, "loss": 10.0}, 1, 0.5)) == [5]
+
+
+def test_without_a_budget_all_are_near():
+    assert near_budget(LINE, {}, 2, 0.9) == LINE
 
 
 def test_the_judge_reads_both_splits(tiny_supernet):

@@ -1,9 +1,8 @@
 import pytest
 
-from search.population import baselines, first_population
+from search.population import first_population
 from supernet.errors import UserError
 from supernet.gates import Gates
-from supernet.genes import Gene, SearchSpace
 from supernet.run import gates_json
 from supernet.training import rounded_probabilities
 
@@ -22,19 +21,6 @@ def gates(toy_space):
 
 def populate(space, gates, fits=everything, size=100, seed=0, gate_samples=3, random=5):
     return first_population(space, gates, fits, size, seed, gate_samples, random)
-
-
-def test_baselines(toy_space):
-    named = dict(baselines(toy_space))
-    assert list(named) == ["largest F16", "uniform Q4_0", "smallest"]
-    assert named["largest F16"] == toy_space.largest
-    assert named["uniform Q4_0"] == toy_space.with_format(toy_space.largest, "Q4_0")
-    assert named["smallest"] == toy_space.smallest
-
-
-def test_the_largest_is_a_baseline_where_no_uniform_format_reaches_it():
-    space = SearchSpace([Gene("a", ("Q4_0", "Q8_0"), "format"), Gene("b", ("Q4_0", "F16"), "format")])
-    assert [name for name, _ in baselines(space)] == ["largest", "uniform Q4_0", "smallest"]
 
 
 def test_order_and_sources(toy_space, gates):

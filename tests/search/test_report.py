@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search.grids import DROPPED, format_order, grid
 from search.report import write_report
-from search.report_data import read_report_data
-from search.report_history import lineage, progress
+from search.report.data import read_report_data
+from search.report.grids import DROPPED, format_order, grid
+from search.report.history import lineage, progress
 from supernet.errors import UserError
 from supernet.files import read_json, write_json, write_text
 from tests.search.report_run import FORMATS, Fixture, make_space

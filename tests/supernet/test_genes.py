@@ -138,3 +138,16 @@ def test_a_gene_needs_different_choices(choices):
 def test_damaged_json_is_refused(genes):
     with pytest.raises(UserError, match="search space is damaged"):
         SearchSpace.from_json(genes)
+
+
+def test_baselines(toy_space):
+    named = dict(toy_space.baselines())
+    assert list(named) == ["largest F16", "uniform Q4_0", "smallest"]
+    assert named["largest F16"] == toy_space.largest
+    assert named["uniform Q4_0"] == toy_space.with_format(toy_space.largest, "Q4_0")
+    assert named["smallest"] == toy_space.smallest
+
+
+def test_the_largest_is_a_baseline_where_no_uniform_format_reaches_it():
+    space = SearchSpace([Gene("a", ("Q4_0", "Q8_0"), "format"), Gene("b", ("Q4_0", "F16"), "format")])
+    assert [name for name, _ in space.baselines()] == ["largest", "uniform Q4_0", "smallest"]

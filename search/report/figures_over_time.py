@@ -3,10 +3,10 @@
 from html import escape
 from typing import Any
 
-from search.figures import FINALIST, SERIES, look, new_figure, style_axes
-from search.grids import split_name
-from search.report_data import ReportData, label, thin
-from search.report_history import progress
+from search.report.data import ReportData, label, thin
+from search.report.figures import FINALIST, SERIES, look, new_figure, style_axes
+from search.report.grids import split_name
+from search.report.history import progress
 
 # Cheap choices blue, dear ones red, undecided gates nearly white.
 LEANING = ((0.0, "#1d5fbf"), (0.5, "#f4f5f7"), (1.0, "#b42343"))

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from search.figures import BASELINE, BUDGET, CANDIDATE, FINALIST, FRONT, GRID, INFEASIBLE, SERIES
-from search.figures_over_time import LEANING, gate_leaning
-from search.grids import BLANK, DROPPED, Cell, Grid, column_groups, column_name, grid
-from search.report_data import ReportData, label, lookup, position, shipped
-from search.report_history import progress
+from search.report.data import ReportData, label, lookup, position, shipped
+from search.report.figures import BASELINE, BUDGET, CANDIDATE, FINALIST, FRONT, GRID, INFEASIBLE, SERIES
+from search.report.figures_over_time import LEANING, gate_leaning
+from search.report.grids import BLANK, DROPPED, Cell, Grid, column_groups, column_name, grid
+from search.report.history import progress
 from supernet.files import replacing
 
 DPI = 150

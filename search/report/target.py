@@ -2,9 +2,8 @@
 
 from html import escape
 
-from search import figures
-from search.grids import grid, grid_html
-from search.report_data import (
+from search.report import figures
+from search.report.data import (
     Entry,
     ReportData,
     best_finalist,
@@ -16,9 +15,10 @@ from search.report_data import (
     perplexity,
     shipped,
 )
-from search.report_history import changed_genes, lineage
-from search.report_html import Column, Page, Row, format_number, table
-from search.report_usage import add_usage
+from search.report.grids import grid, grid_html
+from search.report.history import changed_genes, lineage
+from search.report.html import Column, Page, Row, format_number, table
+from search.report.usage import add_usage
 
 NOT_MEASURED = (
     "llama-cpp-python is not installed: <code>pip install -e '.[gguf]'</code> adds latency, memory and sample text"

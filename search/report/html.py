@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from search.report_data import number
+from search.report.data import number
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5a6675; --line: #dfe3e9; --accent: #1d5fbf; --warm: #c2570c; }

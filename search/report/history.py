@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.report_data import Entry, ReportData, lookup
+from search.report.data import Entry, ReportData, lookup
 
 
 def lineage(data: ReportData, entry: Entry) -> list[Entry]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from search.report_data import Entry, ReportData
-from search.report_html import Page
+from search.report.data import Entry, ReportData
+from search.report.html import Page
 
 PROMPT = "import "  # where the settings name none
 N_TOKENS = 64

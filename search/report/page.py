@@ -7,9 +7,8 @@ is escaped, and the page needs nothing from outside itself.
 from html import escape
 from pathlib import Path
 
-from search import figures_over_time
-from search.pictures import write_pictures
-from search.report_data import (
+from search.report import figures_over_time
+from search.report.data import (
     ReportData,
     best_finalist,
     label,
@@ -19,9 +18,10 @@ from search.report_data import (
     rival,
     shipped,
 )
-from search.report_history import operator_counts
-from search.report_html import Column, Page, Row, format_number, table
-from search.report_target import add_target, headline
+from search.report.history import operator_counts
+from search.report.html import Column, Page, Row, format_number, table
+from search.report.pictures import write_pictures
+from search.report.target import add_target, headline
 from supernet.files import write_text
 
 

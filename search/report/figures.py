@@ -5,8 +5,7 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from search.grids import summary_lines
-from search.report_data import (
+from search.report.data import (
     Entry,
     ReportData,
     is_measured,
@@ -16,7 +15,8 @@ from search.report_data import (
     number,
     position,
 )
-from search.report_history import changed_genes
+from search.report.grids import summary_lines
+from search.report.history import changed_genes
 
 FINALIST, BASELINE, FRONT = "#1d5fbf", "#c2570c", "#1c2430"
 CANDIDATE, INFEASIBLE, BUDGET, GRID = "#9aa5b4", "#d3d9e1", "#b42343", "#e8ebef"
