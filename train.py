@@ -23,8 +23,9 @@ def main(config: DictConfig) -> None:
         supernet = stage.make_supernet(config, data)
         training = stage.make_training(config, supernet)
         metrics = stage.train(config, run, training, data)
-        stage.save(config, run, training, data, metrics)
-        stage.say_finished(run)
+        if stage.leads():
+            stage.save(config, run, training, data, metrics)
+            stage.say_finished(run)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 
 from supernet.files import write_text
+from supernet.run import leads
 from supernet.sandwich import Schedule
 
 COLUMNS = ("loss_largest", "loss_smallest", "loss_sampled", "loss_gates", "temperature", "expected_mb")
@@ -48,6 +49,8 @@ class Metrics(L.Callback):
 
     def write(self) -> None:
         """Write metrics.csv, atomically."""
+        if not leads():
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, ("step", "phase", *COLUMNS, "tokens_per_s"), restval="")
         writer.writeheader()

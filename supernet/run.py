@@ -1,6 +1,7 @@
 """Run directories: who may write where, and what one stage leaves for the next."""
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ DATA, SUMMARY = "data.json", "summary.json"
 CONFIG, LOCK = "config.yaml", ".lock"
 
 
+def leads() -> bool:
+    """Return whether this is the first process of a (distributed) run: it alone locks and writes."""
+    return not int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; one in which nothing came to be is removed again.
@@ -32,6 +38,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
+    if not leads():  # the first process holds it, and launched this one
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     with path.open("w") as lock:
@@ -79,6 +88,8 @@ def claim(folder: Path, config: Mapping[str, Any], fresh: bool, finished: Path, 
     Raises:
         UserError: the folder holds the same stage with other settings.
     """
+    if not leads():
+        return False
     if fresh:
         # A kill in here must leave neither a stage that looks finished nor one without its settings.
         finished.unlink(missing_ok=True)

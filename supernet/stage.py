@@ -31,6 +31,7 @@ from supernet.run import (
     build_supernet,
     claim,
     gates_json,
+    leads,
     locked,
     save_supernet,
     versions,
