@@ -38,9 +38,11 @@ test: install  ## all tests
 check: lint  ## formatting, types and the fast tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadfile -m "not slow"
 
-bench: install  ## every figure of docs/results.md that needs no trained run
+bench: install  ## every figure of docs/results.md: about an hour
 	$(RUN) benchmarks/train_step.py
 	$(RUN) benchmarks/evaluate.py
+	$(RUN) benchmarks/wall_clock.py --demo
+	$(RUN) benchmarks/quality.py
 
 clean:  ## runs and caches; .venv stays
 	rm -rf runs cache multirun outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

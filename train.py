@@ -14,6 +14,7 @@ from supernet.config import one_line_errors, run_script
 def main(config: DictConfig) -> None:
     """Tokens, supernet and gates, training, files for the search, a table."""
     from supernet import stage  # late: --help should not wait for torch
+    from supernet.run import leads
 
     with stage.opened(config) as run:
         if run.finished:
@@ -23,7 +24,7 @@ def main(config: DictConfig) -> None:
         supernet = stage.make_supernet(config, data)
         training = stage.make_training(config, supernet)
         metrics = stage.train(config, run, training, data)
-        if stage.leads():
+        if leads():
             stage.save(config, run, training, data, metrics)
             stage.say_finished(run)
 

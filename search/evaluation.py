@@ -40,12 +40,12 @@ class FrozenElasticLinear(ElasticLinear):
         return Linear(self.effective(out, in_, weight_format), F32())
 
 
-def frozen(supernet: Supernet) -> Supernet:
-    """Return the supernet with every weight rounded once per format.
+def frozen(supernet: Supernet, device: torch.device) -> Supernet:
+    """Return a copy of the supernet on `device` with every weight rounded once per format.
 
     Takes (number of formats) x the supernet's float32 bytes on top of the supernet itself.
     """
-    result = copy.deepcopy(supernet).eval().requires_grad_(False)
+    result = copy.deepcopy(supernet).to(device).eval().requires_grad_(False)
     for module in list(result.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, ElasticLinear):
@@ -58,12 +58,12 @@ class Evaluator:
 
     Args:
         supernet: trained.
-        rows: token ids (n, tokens + 1) of the search split.
+        rows: token ids (n, tokens + 1) of the search split; networks are scored on their device.
         batch_size: rows at a time.
     """
 
     def __init__(self, supernet: Supernet, rows: Tensor, batch_size: int) -> None:
-        self.supernet, self.rows, self.batch_size = frozen(supernet), rows, batch_size
+        self.supernet, self.rows, self.batch_size = frozen(supernet, rows.device), rows, batch_size
 
     def evaluation(self, genome: Genome) -> "Evaluation":
         """Return the evaluation of a genome; what it costs is paid when a score is read."""

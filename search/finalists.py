@@ -61,6 +61,7 @@ class Judge:
 
     def scores(self, decoder: Decoder) -> dict[str, float]:
         """Return loss and accuracy on both splits, of the weights as shipped."""
+        decoder = decoder.to(self.valid.device)
         with torch.inference_mode():
             valid_loss, valid_accuracy = evaluate(decoder, self.valid, self.batch_size)
             test_loss, test_accuracy = evaluate(decoder, self.test, self.batch_size)

@@ -22,6 +22,7 @@ from supernet.errors import UserError
 from supernet.fitting import check_trainer
 from supernet.formats import MB
 from supernet.genes import Genome
+from supernet.losses import best_device
 from supernet.run import TrainedSupernet, already_finished, claim, load_supernet, locked
 
 JOURNAL, FRONT, FINALISTS, REPORT = "journal.jsonl", "front.json", "finalists.json", "report.html"
@@ -67,7 +68,7 @@ class Search:
     def evaluator(self) -> Evaluator:
         """Scores genomes on the search split."""
         length = int(self.data.config["sequence_length"])
-        rows = self.data.evaluation_batch("valid", self.config.eval_sequences, length)
+        rows = self.data.evaluation_batch("valid", self.config.eval_sequences, length).to(best_device())
         return Evaluator(self.trained.supernet, rows, self.config.eval_batch_size)
 
     @cached_property

@@ -20,7 +20,7 @@ from supernet.data import TokenData
 from supernet.files import read_json, write_json
 from supernet.formats import MB
 from supernet.genes import Genome
-from supernet.losses import evaluate
+from supernet.losses import best_device, evaluate
 from supernet.run import TrainedSupernet, versions
 from supernet.subnet import Decoder, extract
 
@@ -59,7 +59,7 @@ class Shipyard:
     def judge(self) -> Judge:
         """The rows that finalists and baselines are judged on."""
         n, length = self.config.judge_sequences, int(self.data.config["sequence_length"])
-        valid, test = (self.data.evaluation_batch(split, n, length) for split in ("valid", "test"))
+        valid, test = (self.data.evaluation_batch(split, n, length).to(best_device()) for split in ("valid", "test"))
         return Judge(valid, test, self.config.eval_batch_size)
 
     @cached_property

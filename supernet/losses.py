@@ -50,6 +50,11 @@ def distillation_loss(logits: Tensor, teacher: Tensor, targets: Tensor) -> tuple
     return loss, next_token
 
 
+def best_device() -> torch.device:
+    """Return where networks are scored: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @torch.no_grad()
 def evaluate(network: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) -> tuple[float, float]:
     """Return the mean next-token loss in nats and the next-token accuracy of a network.

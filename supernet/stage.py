@@ -31,7 +31,6 @@ from supernet.run import (
     build_supernet,
     claim,
     gates_json,
-    leads,
     locked,
     save_supernet,
     versions,

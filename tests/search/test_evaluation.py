@@ -10,6 +10,8 @@ from search.objectives.size import Size
 from supernet.losses import evaluate
 from supernet.subnet import extract
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(scope="module")
 def rows():
@@ -24,7 +26,7 @@ def genomes(tiny_supernet):
 
 
 def test_frozen_weights_give_exactly_the_shipped_logits(tiny_supernet, genomes, rows):
-    rounded_once = frozen(tiny_supernet)
+    rounded_once = frozen(tiny_supernet, CPU)
     with torch.inference_mode():
         for genome in genomes:
             wanted = extract(tiny_supernet, genome).freeze_formats()(rows)
@@ -78,7 +80,7 @@ def test_freezing_leaves_the_supernet_as_it_was(supernet_of, rows):
     supernet = supernet_of()
     architecture = supernet.space.decode(supernet.space.largest)
     before = supernet(rows, architecture)
-    result = frozen(supernet)
+    result = frozen(supernet, CPU)
     assert torch.equal(supernet(rows, architecture), before)
     assert all(parameter.requires_grad for parameter in supernet.parameters())
     assert not any(isinstance(module, FrozenElasticLinear) for module in supernet.modules())
@@ -87,7 +89,7 @@ def test_freezing_leaves_the_supernet_as_it_was(supernet_of, rows):
 
 
 def test_a_candidate_only_views_the_rounded_weights(tiny_supernet):
-    rounded_once = frozen(tiny_supernet)
+    rounded_once = frozen(tiny_supernet, CPU)
     with torch.inference_mode():
         subnet = extract(rounded_once, tiny_supernet.space.smallest)
     name = tiny_supernet.space.decode(tiny_supernet.space.smallest)["embedding.format"]
