@@ -8,7 +8,7 @@ budgets wins; among equals the non-dominated rank, then the crowding distance.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,12 +20,17 @@ from supernet.genes import Genome, SearchSpace
 Fits = Callable[[Genome], bool]
 
 
-def ranks(candidates: Sequence[Candidate], objectives: Sequence[str]) -> list[tuple[float, int, float]]:
-    """Return for each candidate (violation, non-dominated rank, -crowding distance); smaller is better."""
+def ranks(
+    candidates: Sequence[Candidate], objectives: Sequence[str], floors: Mapping[str, float]
+) -> list[tuple[float, int, float]]:
+    """Return for each candidate (violation, non-dominated rank, -crowding distance); smaller is better.
+
+    A score below its floor counts as the floor.
+    """
     from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-    points = np.array([[c.scores[name] for name in objectives] for c in candidates])
+    points = np.array([[max(c.scores[n], floors.get(n, -np.inf)) for n in objectives] for c in candidates])
     fronts = NonDominatedSorting().do(points)
     result: list[tuple[float, int, float]] = [(0.0, 0, 0.0)] * len(candidates)
     for rank, front in enumerate(fronts):
@@ -39,7 +44,7 @@ def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str]) -> 
     feasible = [c for c in candidates if c.feasible]
     if not feasible:
         return []
-    best = [c for c, (_, rank, _) in zip(feasible, ranks(feasible, objectives), strict=True) if rank == 0]
+    best = [c for c, (_, rank, _) in zip(feasible, ranks(feasible, objectives, {}), strict=True) if rank == 0]
     return sorted(best, key=lambda c: (c.scores[objectives[0]], c.id))
 
 
@@ -53,6 +58,8 @@ class Evolution(ABC):
         seed: recorded in the lineage.
         fits: whether a genome meets the budgets that are known without evaluating it.
         population: how many candidates are parents.
+        floors: scores below which there is nothing to gain. Whoever may spend 2 MB has no use for parents
+            of 0.1 MB, and without a floor much of the front that is spread out lies there.
     """
 
     def __init__(
@@ -63,11 +70,13 @@ class Evolution(ABC):
         seed: int,
         fits: Fits,
         population: int,
+        floors: Mapping[str, float] | None = None,
     ) -> None:
         if population < 2:
             raise UserError(f"evolution.population must be 2 or more, got {population}")
         self.space, self.objectives, self.first = space, tuple(objectives), list(first)
         self.seed, self.fits, self.n_parents = seed, fits, population
+        self.floors = dict(floors or {})
         self.parents: list[Candidate] = []
         self.seen: set[Genome] = set()
         self.generation = 0
@@ -117,7 +126,7 @@ class Evolution(ABC):
 
     def _order(self) -> list[tuple[float, int, float]]:
         if self._ranked is not self.parents:
-            self._ranked, self._ranks = self.parents, ranks(self.parents, self.objectives)
+            self._ranked, self._ranks = self.parents, ranks(self.parents, self.objectives, self.floors)
         return self._ranks
 
     _ranked: list[Candidate] | None = None
@@ -166,6 +175,6 @@ class NSGA2(Evolution):
 
     def _select(self, candidates: Sequence[Candidate]) -> None:
         pool = [*self.parents, *candidates]
-        order = ranks(pool, self.objectives)
+        order = ranks(pool, self.objectives, self.floors)
         best = sorted(range(len(pool)), key=lambda i: (order[i], pool[i].id))[: self.n_parents]
         self.parents = [pool[i] for i in sorted(best)]

@@ -92,7 +92,8 @@ class Search:
     def make_strategy(self, first: Sequence[Proposal]) -> Evolution:
         """Return what proposes candidates, beginning with `first`."""
         make = build(self.config.evolution)
-        return make(self.trained.supernet.space, self.names, first, self.config.seed, self.fits)
+        floors = {name: self.config.finalist_share * bound for name, bound in self.budget.items()}
+        return make(self.trained.supernet.space, self.names, first, self.config.seed, self.fits, floors=floors)
 
     def shipyard(self) -> Shipyard:
         """Return what tunes, measures and ships."""

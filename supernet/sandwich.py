@@ -25,6 +25,7 @@ class Schedule:
         joint_steps: steps after that, gate steps included.
         n_sampled: subnets sampled in a sandwich step, beside largest and smallest.
         smallest_every: the smallest net trains in every n-th sandwich step.
+        student_weight: weight of each smaller net's loss; the largest net's is 1.
         gate_every: every n-th joint step is a gate step; 0 for none.
         gate_warmup: share of the joint steps before the first gate step.
         hard_after: share of the joint steps after which gate samples are one-hot.
@@ -37,6 +38,7 @@ class Schedule:
     joint_steps: int
     n_sampled: int
     smallest_every: int
+    student_weight: float
     gate_every: int
     gate_warmup: float
     hard_after: float
@@ -52,6 +54,8 @@ class Schedule:
             raise UserError(
                 "schedule: n_sampled must be 0 or more, smallest_every 1 or more, gate_every 0 (never) or 2 or more"
             )
+        if self.student_weight < 0:
+            raise UserError(f"schedule.student_weight must be 0 or more, got {self.student_weight}")
         if len(self.temperature) != 2 or min(self.temperature) <= 0:
             raise UserError("schedule.temperature must be two positive numbers, the first and the last")
 

@@ -95,7 +95,7 @@ class SupernetTraining(L.LightningModule):
 
     def _weight_loss(self, batch: Tensor) -> Tensor:
         subnets = self.schedule.subnets(self.supernet.space, self.seed, self.global_step)
-        loss, shown = sandwich_loss(self.supernet, batch, [architecture for _, architecture in subnets])
+        loss, shown = sandwich_loss(self.supernet, batch, [a for _, a in subnets], self.schedule.student_weight)
         for (role, _), value in zip(subnets, shown, strict=True):
             self._show(f"loss_{role}", value)
         return loss
@@ -148,9 +148,9 @@ class SupernetTraining(L.LightningModule):
 
 
 def sandwich_loss(
-    supernet: Supernet, batch: Tensor, architectures: Sequence[Architecture]
+    supernet: Supernet, batch: Tensor, architectures: Sequence[Architecture], student_weight: float
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the summed loss of some subnets on a batch, and the next-token loss of each.
+    """Return the weighted sum of the losses of some subnets on a batch, and the next-token loss of each.
 
     The first is the teacher: it learns the next token, all others its predictions (in-place distillation).
 
@@ -158,6 +158,7 @@ def sandwich_loss(
         supernet: whose weights they share.
         batch: token ids (batch, tokens + 1).
         architectures: hard choices for every gene, the largest first.
+        student_weight: of the losses after the first.
     """
     tokens, targets = batch[:, :-1], batch[:, 1:]
     logits = supernet(tokens, architectures[0])
@@ -167,7 +168,7 @@ def sandwich_loss(
         teacher = logits.detach().float().softmax(-1)
         for smaller in architectures[1:]:
             loss, next_token = distillation_loss(supernet(tokens, smaller), teacher, targets)
-            total = total + loss
+            total = total + student_weight * loss
             shown.append(next_token)
     return total, shown
 

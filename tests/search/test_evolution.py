@@ -195,7 +195,7 @@ def test_feasible_comes_first():
     bad_but_feasible = candidate(0, 9.0, 9.0)
     good_but_not = candidate(1, 1.0, 1.0, 0.5)
     less_wrong = candidate(2, 5.0, 5.0, 0.1)
-    order = ranks([bad_but_feasible, good_but_not, less_wrong], OBJECTIVES)
+    order = ranks([bad_but_feasible, good_but_not, less_wrong], OBJECTIVES, {})
     assert order[0] < order[2] < order[1]
     assert pareto_front([bad_but_feasible, good_but_not, less_wrong], OBJECTIVES) == [bad_but_feasible]
     strategy = NSGA2(SPACE, OBJECTIVES, [], 0, lambda g: True, population=2, crossover=0.5, mutations=1.0)
@@ -205,7 +205,7 @@ def test_feasible_comes_first():
 
 def test_ends_of_the_front_are_the_least_crowded():
     front = [candidate(i, float(i), 4.0 - i) for i in range(5)] + [candidate(5, 5.0, 5.0)]
-    order = ranks(front, OBJECTIVES)
+    order = ranks(front, OBJECTIVES, {})
     assert [rank for _, rank, _ in order] == [0, 0, 0, 0, 0, 1]
     assert order[0][2] == order[4][2] == -float("inf") < order[2][2]
 
@@ -247,3 +247,9 @@ def test_fronts_of_few():
 def test_a_population_of_one_is_refused():
     with pytest.raises(UserError, match=r"evolution\.population must be 2 or more, got 1"):
         Random(SPACE, OBJECTIVES, [], 0, lambda genome: True, population=1)
+
+
+def test_below_a_floor_less_is_no_better():
+    front = [Candidate(i, (i,), {"loss": 2.0 - i, "size_mb": float(i)}, 0.0, Lineage(0, "test")) for i in range(3)]
+    assert [rank for _, rank, _ in ranks(front, ("loss", "size_mb"), {})] == [0, 0, 0]
+    assert [rank for _, rank, _ in ranks(front, ("loss", "size_mb"), {"size_mb": 1.0})] == [1, 0, 0]
