@@ -10,8 +10,10 @@ import os
 import random
 import runpy
 import shutil
+import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -32,7 +34,7 @@ TRAINING = (
     "model.d_model=[32,64]",
     "model.blocks.mlp.width=[32,64]",
     "schedule.alone_steps=12",
-    "schedule.joint_steps=30",
+    "schedule.joint_steps=60",
     "schedule.smallest_every=4",
     "trainer.checkpoint_every=5",
     "gates.budgets_mb=[0.05]",
@@ -97,6 +99,13 @@ class Script:
         self.process.kill()
         return self.end().code == -9
 
+    def interrupt_when(self, condition):
+        """Send what Ctrl-C sends after `condition()` holds; return what the script leaves."""
+        wait_for(lambda: self.process.exitcode is not None or condition())
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGINT)
+        return self.end()
+
     def end(self):
         """Wait for the end."""
         self.process.join(PATIENCE_S)
@@ -136,6 +145,13 @@ class Workplace:
 
     def start(self, script, *overrides, **environment):
         return Script(script, overrides, self.folder, environment)
+
+    def kill(self, script, *overrides, when):
+        """Start a script anew and kill it once `when()` holds; again, should it have ended before that."""
+        for _ in range(5):
+            if self.start(script, *overrides, "fresh=true").kill_when(when):
+                return
+        raise AssertionError("it always ended before the kill")
 
     def train(self, *overrides, **environment):
         return self.start("train.py", *TRAINING, *overrides, **environment).end()

@@ -56,10 +56,10 @@ def test_kills_do_not_show(place):
         *((lambda least=least: len(candidates(search)) >= least, 0.01) for least in (1, 7, 15)),
         (lambda: len(candidates(search)) == 24, 0.5),
         (lambda: (search / "front.json").exists(), 0.1),
-        (lambda: n_files(search, "tuned/*/checkpoints/*.ckpt") >= 3, 0.1),
+        (lambda: n_files(search, "nets/*/checkpoints/*.ckpt") >= 3, 0.1),
         (lambda: n_files(search, "export/*/model.gguf") >= 1, 0.1),
         (lambda: n_files(search, "export/*/manifest.json") >= 2, 0.3),
-        (lambda: n_files(search, "tuned/*/entry.json") >= 5, 0.2),
+        (lambda: n_files(search, "nets/*/entry.json") >= 5, 0.2),
         (lambda: (search / "finalists.json").exists(), 0.1),
     ]
     kills = 0
@@ -93,7 +93,7 @@ def test_a_search_is_complete(place):
 def test_a_torn_line_is_dropped_and_a_damaged_one_refused(place):
     run = place.copy_of_trained("torn")
     search = run / "search" / "main"
-    assert place.start("search.py", *SEARCH, f"run={run}").kill_when(lambda: len(candidates(search)) >= 10)
+    place.kill("search.py", *SEARCH, f"run={run}", when=lambda: len(candidates(search)) >= 10)
     journal = search / "journal.jsonl"
     whole = journal.read_bytes().splitlines(keepends=True)[:9]
 
@@ -124,12 +124,12 @@ def test_a_finished_search(place):
 def test_an_unfinished_search_and_a_fresh_one(place):
     run = place.searched.parents[1]
     search, quick = run / "search" / "quick", (f"run={run}", "search=quick", "finetune.steps=0", "n_finalists=1")
-    assert place.start("search.py", *SEARCH, *quick).kill_when(lambda: len(candidates(search)) >= 5)
+    place.kill("search.py", *SEARCH, *quick, when=lambda: len(candidates(search)) >= 5)
     assert "begun with other settings (seed)" in place.search(*quick, "seed=1").error
     assert "begun with other settings" in place.search(*quick[:3]).error
     place.search(*quick, "seed=1", "fresh=true").fine  # noqa: B018
     assert all(candidate["lineage"]["seed"] == 1 for candidate in candidates(search))
-    assert not list(search.glob("tuned/*/model.safetensors"))
+    assert not list(search.glob("nets/*/model.safetensors"))
     manifest = read(next(search.glob("export/*/manifest.json")))
     assert manifest["weights"] == "inherited" and manifest["quality"]["fine_tuned"] is None
 
