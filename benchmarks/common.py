@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from supernet.cli import typed_command
 from supernet.files import write_json
 from supernet.model import Supernet
 from supernet.subnet import Decoder
@@ -96,8 +97,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def record(name: str, content: Mapping[str, Any]) -> None:
-    """Write docs/results/NAME.json with the date and the machine, and print it."""
+    """Write docs/results/NAME.json with the command, the date and the machine, and print it."""
     machine = {
+        "command": typed_command(),
         "date": date.today().isoformat(),
         "device": _device(),
         "threads": torch.get_num_threads(),

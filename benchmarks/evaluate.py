@@ -50,7 +50,6 @@ def main() -> None:
     record(
         "evaluate",
         {
-            "command": "python benchmarks/evaluate.py",
             "candidates": CANDIDATES,
             "tokens": rows[:, 1:].numel(),
             "ratio_to_plain": spread(ratios),

@@ -33,7 +33,6 @@ def main() -> None:
     record(
         "quality",
         {
-            "command": "python benchmarks/quality.py --seeds " + " ".join(map(str, arguments.seeds)),
             "largest_over_alone": {"values": [r["largest_over_alone"] for r in rows], "goal": "at most 1.02"},
             "best_gain_over_uniform": {"values": [b["gain_over_uniform"] for b in best], "goal": "above 0"},
             "rows": rows,

@@ -58,7 +58,6 @@ def main() -> None:
     record(
         "train_step",
         {
-            "command": "python benchmarks/train_step.py",
             "parameters": sum(p.numel() for p in supernet.parameters()),
             "tokens_per_step": config.batch_size * length,
             "ratio_to_plain": spread(ratios),

@@ -29,8 +29,7 @@ def main() -> None:
             shipped = sorted(Path(folder).glob(f"{name}/search/main/export/*"))
             made = {kind: sum((s / kind).exists() for s in shipped) for kind in ("model.gguf", "hf", "manifest.json")}
         rows.append({"experiment": name, "train_s": train, "search_s": search, "shipped": made})
-    command = "python benchmarks/wall_clock.py" + (" --demo" if arguments.demo else "")
-    record("wall_clock", {"command": command, "rows": rows})
+    record("wall_clock", {"rows": rows})
 
 
 def _seconds(script: str, *overrides: str) -> float:
