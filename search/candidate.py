@@ -44,6 +44,7 @@ class Candidate:
         scores: by objective, minimized; more than the search's objectives may be there.
         violation: by how much, relatively, budgets are exceeded in sum; 0 when it is feasible.
         lineage: where it comes from.
+        stopped: why some scores are missing (`hurdle 1`, `failed: ...`); None when all are there.
     """
 
     id: int
@@ -51,11 +52,12 @@ class Candidate:
     scores: Mapping[str, float]
     violation: float
     lineage: Lineage
+    stopped: str | None = None
 
     @property
     def feasible(self) -> bool:
-        """Whether it meets every budget."""
-        return self.violation == 0
+        """Whether it was scored to the end and meets every budget."""
+        return self.stopped is None and self.violation == 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -65,6 +67,7 @@ class Candidate:
             "scores": dict(self.scores),
             "violation": self.violation,
             "feasible": self.feasible,
+            "stopped": self.stopped,
             "lineage": vars(self.lineage),
         }
 
@@ -84,4 +87,5 @@ class Candidate:
                 tuple(lineage["changed"]),
                 int(lineage["seed"]),
             ),
+            content["stopped"],
         )
