@@ -20,9 +20,11 @@ def main(config: DictConfig) -> None:
         return
     with stage.opened(config) as search:
         if not search.finished:
+            search.prepare_hardware()
             candidates = stage.evolve(search)
-            front = stage.measure_front(search, candidates)
-            finalists = stage.tune_and_ship(search, front)
+            fronts = stage.fronts(search, candidates)
+            stage.measure_fronts(search, fronts)
+            finalists = stage.tune_and_ship(search, candidates, fronts)
             stage.finish(search, finalists)
         stage.say_finished(search)
 

@@ -1,56 +1,40 @@
-"""Cheap scores with inherited weights.
+"""Cheap scores with inherited weights, exactly those that the shipped weights give.
 
-Quantization groups run along the in-dimension and widths are multiples of the group, so slicing a
-quantized weight equals quantizing the slice: each weight is quantized once per format, and a candidate
-only slices.
+Each weight is quantized once per format (`search.frozen`). Candidates that agree in their first blocks have
+the same residual stream behind them: it is kept (`search.reuse`), and the next one goes on from there. Rows
+are always taken in the same batches, so that not a bit of a score depends on what was evaluated before.
 """
 
-import copy
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from supernet.elastic import Choice, ElasticLinear, Extent, Linear
-from supernet.formats import F32, MB
+from search.frozen import Network, frozen
+from search.reuse import ReuseCache
+from supernet.errors import UserError
+from supernet.formats import F16, MB
 from supernet.genes import Architecture, Genome
-from supernet.losses import evaluate
-from supernet.model import Supernet
-from supernet.subnet import extract
+from supernet.losses import mean_scores, token_divergences, token_scores
+from supernet.model import Supernet, rope_table
+
+Costs = Callable[[Architecture], Mapping[str, Mapping[str, float]]]
+Builds = Callable[[Genome, str], bool]
+RECENT = 64  # networks whose token scores are kept from one hurdle to the next
+CONTIGUOUS_SLICES = 8  # where the caller names none
 
 
-class FrozenElasticLinear(ElasticLinear):
-    """An elastic projection that has been rounded to each of its formats; it hands out views."""
+class TokenScores(NamedTuple):
+    """Of each token of a batch (rows, tokens): loss in nats, hit, and on hurdle rows KL(largest || network)."""
 
-    def __init__(self, trained: ElasticLinear) -> None:
-        torch.nn.Module.__init__(self)
-        self.n_out_axes, self.formats = trained.n_out_axes, trained.formats
-        self.weight = trained.weight
-        matrix = trained.weight.detach().flatten(trained.n_out_axes).flatten(0, trained.n_out_axes - 1)
-        shape = trained.weight.shape
-        self.rounded = {f.name: f.quantize(matrix).reshape(shape) for f in trained.formats}
-
-    def effective(self, out: Sequence[Extent], in_: Sequence[Extent], choice: Choice) -> Tensor:
-        """Return a prefix of the rounded weight; hard choices only."""
-        return self._matrix((*out, *in_), self.rounded[str(choice)])
-
-    def extract(self, out: Sequence[int], in_: Sequence[int], weight_format: str) -> Linear:
-        """Return a projection that views a prefix of the rounded weight and rounds no more."""
-        return Linear(self.effective(out, in_, weight_format), F32())
-
-
-def frozen(supernet: Supernet, device: torch.device) -> Supernet:
-    """Return a copy of the supernet on `device` with every weight rounded once per format.
-
-    Takes (number of formats) x the supernet's float32 bytes on top of the supernet itself.
-    """
-    result = copy.deepcopy(supernet).to(device).eval().requires_grad_(False)
-    for module in list(result.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, ElasticLinear):
-                setattr(module, name, FrozenElasticLinear(child))
-    return result
+    losses: Tensor
+    hits: Tensor
+    divergences: Tensor | None
 
 
 class Evaluator:
@@ -60,14 +44,128 @@ class Evaluator:
         supernet: trained.
         rows: token ids (n, tokens + 1) of the search split; networks are scored on their device.
         batch_size: rows at a time.
+        reuse_mb: bound on the bytes of the residual streams that are kept, in MB; 0 keeps none.
+        hurdles: rows that each hurdle takes, ascending; they are spread over all rows. The largest net's
+            log-probabilities on them are kept in float16: 2 bytes x tokens x vocabulary.
+        slices: id of the slice of the corpus that each row (n,), or each target token (n, tokens), belongs to;
+            by default the rows in order in `CONTIGUOUS_SLICES` equal parts.
+        targets: names of the targets.
+        costs: predicts by target what an architecture costs there.
+        builds: whether a genome can be exported to a target and loaded.
     """
 
-    def __init__(self, supernet: Supernet, rows: Tensor, batch_size: int) -> None:
-        self.supernet, self.rows, self.batch_size = frozen(supernet, rows.device), rows, batch_size
+    def __init__(
+        self,
+        supernet: Supernet,
+        rows: Tensor,
+        batch_size: int,
+        reuse_mb: float = 0,
+        hurdles: Sequence[int] = (),
+        slices: Tensor | None = None,
+        targets: Sequence[str] = (),
+        costs: Costs | None = None,
+        builds: Builds | None = None,
+    ) -> None:
+        self.supernet, self.rows = frozen(supernet, rows.device), rows
+        if slices is None:
+            slices = torch.arange(len(rows), device=rows.device) * CONTIGUOUS_SLICES // len(rows)
+        self.slices = slices if slices.dim() == 2 else slices.unsqueeze(1).expand(-1, rows.shape[1] - 1)
+        self.targets, self.costs, self.builds = tuple(targets), costs, builds
+        self.cache = ReuseCache(int(reuse_mb * MB))
+        hurdles = [min(n, len(rows)) for n in hurdles]
+        edges = sorted({*hurdles, *range(0, len(rows), batch_size), len(rows)})  # of the batches
+        order = spread_order(len(rows)) if hurdles else list(range(len(rows)))
+        self.batches = [torch.tensor(order[a:b], device=rows.device) for a, b in pairwise(edges)]
+        self._hurdle_batches = [edges.index(n) for n in hurdles]
+        self._recent: OrderedDict[Hashable, dict[int, TokenScores]] = OrderedDict()
+        self._full_precision: dict[Hashable, float] = {}
 
     def evaluation(self, genome: Genome) -> "Evaluation":
         """Return the evaluation of a genome; what it costs is paid when a score is read."""
         return Evaluation(self, genome)
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier evaluations."""
+        self.cache = ReuseCache(self.cache.limit)
+        self._recent.clear()
+        self._full_precision.clear()
+
+    def divergence(self, genome: Genome, level: int) -> float:
+        """Return the mean KL(largest || candidate) in nats per token on the rows of a hurdle, counted from 0."""
+        network = self.evaluation(genome).network
+        scores = [self.token_scores(network, batch) for batch in range(self._hurdle_batches[level])]
+        return torch.cat([s.divergences for s in scores if s.divergences is not None]).double().mean().item()
+
+    def losses(self, network: Network) -> tuple[Tensor, Tensor]:
+        """Return loss (float32) and hit of each token of all rows, each (n, tokens)."""
+        losses = torch.empty(self.rows[:, 1:].shape, device=self.rows.device)
+        hits = torch.empty_like(losses, dtype=torch.bool)
+        for batch, rows in enumerate(self.batches):
+            losses[rows], hits[rows], _ = self.token_scores(network, batch)
+        return losses, hits
+
+    def full_precision_loss(self, architecture: Architecture) -> float:
+        """Return the loss of an architecture with F16 for every format; of each structure it is computed once."""
+        kinds = {gene.name: gene.kind for gene in self.supernet.space}
+        structure: Architecture = {n: F16.name if kinds[n] == "format" else v for n, v in architecture.items()}
+        network = Network(self.supernet, structure)
+        key = network.path[-1]
+        if key not in self._full_precision:
+            self._full_precision[key] = mean_scores(*self.losses(network))[0]
+        return self._full_precision[key]
+
+    @cached_property
+    def largest_losses(self) -> Tensor:
+        """The largest subnet's loss of each token (n, tokens)."""
+        return self.evaluation(self.supernet.space.largest).losses
+
+    @torch.inference_mode()
+    def token_scores(self, network: Network, batch: int) -> TokenScores:
+        """Return the token scores of a network on a batch; those of the `RECENT` last networks are kept."""
+        done = self._recent.setdefault(network.path[-1], {})
+        self._recent.move_to_end(network.path[-1])
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+        if batch not in done:
+            rows, divergences = self.rows[self.batches[batch]], None
+            logits = self._logits(network, rows[:, :-1], batch)
+            if batch < max(self._hurdle_batches, default=0):
+                divergences = token_divergences(self._largest[batch], logits)
+            done[batch] = TokenScores(*token_scores(logits, rows[:, 1:]), divergences)
+        return done[batch]
+
+    def _logits(self, network: Network, tokens: Tensor, batch: int) -> Tensor:
+        # Behind no block the stream is a mere lookup, and behind the last one no other network shares it.
+        path = [(batch, key) for key in network.path[1:-1]]
+        n_done, x = self.cache.longest(path)
+        if x is None:
+            x = F.embedding(tokens, network.embedding)
+        fresh = []
+        for number in range(n_done, len(network.blocks)):
+            x = x + network.block(number)(x, self._rope)  # never in place: x may be kept
+            fresh.append(x)
+        self.cache.add(path, fresh[:-1])
+        return network.logits(x)
+
+    @cached_property
+    def _rope(self) -> tuple[Tensor, Tensor]:
+        supernet = self.supernet
+        return rope_table(self.rows.shape[1] - 1, supernet.head_dim, supernet.rope_theta, self.rows.device)
+
+    @cached_property
+    def _largest(self) -> list[Tensor]:
+        """Log-probabilities of the largest subnet on the hurdles' batches, in float16."""
+        network = self.evaluation(self.supernet.space.largest).network
+        rows = [self.rows[self.batches[batch]] for batch in range(self._hurdle_batches[-1])]
+        logits = (self._logits(network, r[:, :-1], batch) for batch, r in enumerate(rows))
+        return [each.float().log_softmax(-1).half() for each in logits]
+
+
+def spread_order(n: int) -> list[int]:
+    """Return 0 to n - 1 so ordered that any first few are spread over the range (van der Corput sequence)."""
+    bits = max(1, (n - 1).bit_length())
+    reversed_bits = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
+    return [i for i in reversed_bits if i < n]
 
 
 class Evaluation:
@@ -79,7 +177,13 @@ class Evaluation:
     @cached_property
     def architecture(self) -> Architecture:
         """The decoded genome."""
-        return self.evaluator.supernet.space.decode(self.genome)
+        space = self.evaluator.supernet.space
+        return space.decode(space.check(self.genome))
+
+    @cached_property
+    def network(self) -> Network:
+        """The subnet under the frozen supernet."""
+        return Network(self.evaluator.supernet, self.architecture)
 
     @cached_property
     def size_mb(self) -> float:
@@ -87,8 +191,41 @@ class Evaluation:
         return float(self.evaluator.supernet.n_bytes(self.architecture)) / MB
 
     @cached_property
+    def _token_scores(self) -> tuple[Tensor, Tensor]:
+        return self.evaluator.losses(self.network)
+
+    @property
+    def losses(self) -> Tensor:
+        """Next-token loss in nats of each token (n, tokens), with inherited weights."""
+        return self._token_scores[0]
+
+    @cached_property
     def quality(self) -> tuple[float, float]:
-        """Next-token loss in nats, and accuracy, with inherited weights."""
-        with torch.inference_mode():
-            network = extract(self.evaluator.supernet, self.genome)
-            return evaluate(network, self.evaluator.rows, self.evaluator.batch_size)
+        """Mean next-token loss in nats, and accuracy."""
+        return mean_scores(*self._token_scores)
+
+    @cached_property
+    def full_precision_loss(self) -> float:
+        """Mean loss of the same structure with every weight in F16."""
+        return self.evaluator.full_precision_loss(self.architecture)
+
+    @cached_property
+    def _costs(self) -> Mapping[str, Mapping[str, float]]:
+        return self.evaluator.costs(self.architecture) if self.evaluator.costs else {}
+
+    def cost(self, target: str, name: str) -> float:
+        """Return what the hardware model of a target predicts.
+
+        Raises:
+            UserError: there is no such prediction.
+        """
+        costs = self._costs.get(target, {})
+        if name not in costs:
+            known = ", ".join(costs) or "nothing"
+            raise UserError(f"objective {name}: the hardware model of target {target} predicts {known}")
+        return float(costs[name])
+
+    def builds(self, target: str) -> bool:
+        """Return whether the subnet can be exported to a target and loaded there."""
+        assert self.evaluator.builds is not None, "an evaluator for build_failure needs `builds`"
+        return self.evaluator.builds(self.genome, target)

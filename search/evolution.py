@@ -1,41 +1,48 @@
-"""Strategies: ask for proposals, be told their scores. No torch, no model.
+"""Ask and tell: what every strategy shares. No torch, no model.
 
 A strategy's state is a function of what it was told, and `ask` draws from the generator it is given, so
 a search that is killed goes on exactly by telling it the journal again.
 
 Comparison is feasibility first (Deb et al., NSGA-II, IEEE TEC 6(2), 2002): the smaller violation of the
-budgets wins; among equals the non-dominated rank, then the crowding distance.
+budgets wins; among equals the fitness where there is one, else the non-dominated rank and then the
+crowding distance.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from search.candidate import Candidate, Lineage, Proposal
-from search.operators import cross, difference, mutate, shrink
+from search.operators import Fits, cross, cross_layers, difference, mutate, shrink, vary
 from supernet.errors import UserError
 from supernet.genes import Genome, SearchSpace
 
-Fits = Callable[[Genome], bool]
+__all__ = ["Breeding", "Evolution", "Fits", "Known", "Order", "matching", "pareto_front", "ranks"]
+
+Known = Callable[[Genome], Mapping[str, float]]
+Order = tuple[float, float, float]  # compared left to right, smaller is better
 
 
-def ranks(
-    candidates: Sequence[Candidate], objectives: Sequence[str], floors: Mapping[str, float]
-) -> list[tuple[float, int, float]]:
-    """Return for each candidate (violation, non-dominated rank, -crowding distance); smaller is better.
+def ranks(candidates: Sequence[Candidate], objectives: Sequence[str], floors: Mapping[str, float]) -> list[Order]:
+    """Return for each candidate (violation, non-dominated rank, -crowding distance).
 
-    A score below its floor counts as the floor.
+    Feasible candidates are ranked among themselves, and so are the others: a net that misses the budget
+    takes nothing from one that meets it. A score below its floor counts as the floor.
     """
     from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-    points = np.array([[max(c.scores[n], floors.get(n, -np.inf)) for n in objectives] for c in candidates])
-    fronts = NonDominatedSorting().do(points)
-    result: list[tuple[float, int, float]] = [(0.0, 0, 0.0)] * len(candidates)
-    for rank, front in enumerate(fronts):
-        for i, distance in zip(front, calc_crowding_distance(points[front]), strict=True):
-            result[i] = (candidates[i].violation, rank, -float(distance))
+    result: list[Order] = [(0.0, 0, 0.0)] * len(candidates)
+    for feasible in (True, False):
+        members = [i for i, c in enumerate(candidates) if c.feasible == feasible]
+        if not members:
+            continue
+        points = np.array([[max(candidates[i].scores[n], floors.get(n, -np.inf)) for n in objectives] for i in members])
+        for rank, front in enumerate(NonDominatedSorting().do(points)):
+            for k, distance in zip(front, calc_crowding_distance(points[front]), strict=True):
+                result[members[k]] = (candidates[members[k]].violation, rank, -float(distance))
     return result
 
 
@@ -48,6 +55,18 @@ def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str]) -> 
     return sorted(best, key=lambda c: (c.scores[objectives[0]], c.id))
 
 
+def matching(scores: Collection[str], key: str) -> list[str]:
+    """Return the names of the scores that a weight's key means: itself, or one `key@TARGET` for each target.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [name for name in scores if name.partition("@")[0] == key or name == key]
+    if not names:
+        raise UserError(f"evolution.fitness.{key}: no such score; candidates have {', '.join(sorted(scores))}")
+    return names
+
+
 class Evolution(ABC):
     """Ask/tell.
 
@@ -56,57 +75,105 @@ class Evolution(ABC):
         objectives: names of the scores to minimize.
         first: proposals for the first population.
         seed: recorded in the lineage.
-        fits: whether a genome meets the budgets that are known without evaluating it.
-        population: how many candidates are parents.
+        fits: whether a genome meets the budgets that are known without evaluating it; None: there are none.
+        known: the scores that are known without evaluating; None: there are none.
         floors: scores below which there is nothing to gain. Whoever may spend 2 MB has no use for parents
             of 0.1 MB, and without a floor much of the front that is spread out lies there.
+        population: how many candidates are parents.
+        fitness: weights of scores. With any, selection is by their weighted sum instead of the Pareto rank;
+            over several targets (`decode_ms@phone`) a score counts as its mean. None is no weight.
     """
 
     def __init__(
         self,
         space: SearchSpace,
         objectives: Sequence[str],
-        first: Sequence[Proposal],
-        seed: int,
-        fits: Fits,
-        population: int,
+        first: Sequence[Proposal] = (),
+        seed: int = 0,
+        fits: Fits | None = None,
+        known: Known | None = None,
         floors: Mapping[str, float] | None = None,
+        *,
+        population: int,
+        fitness: Mapping[str, float | None] | None = None,
     ) -> None:
         if population < 2:
             raise UserError(f"evolution.population must be 2 or more, got {population}")
         self.space, self.objectives, self.first = space, tuple(objectives), list(first)
-        self.seed, self.fits, self.n_parents = seed, fits, population
+        self.seed, self.n_parents = seed, population
+        self.fits: Fits = fits or (lambda genome: True)
+        self.known: Known = known or (lambda genome: {})
         self.floors = dict(floors or {})
+        self.weights = _weights(fitness or {})
         self.parents: list[Candidate] = []
         self.seen: set[Genome] = set()
         self.generation = 0
 
     def ask(self, n: int, rng: np.random.Generator) -> list[Proposal]:
         """Return up to `n` proposals that were never told; fewer only when the space runs out."""
-        proposals: list[Proposal] = [p for p in self.first if p.genome not in self.seen][:n]
+        proposals = [p for p in self.first if p.genome not in self.seen][:n]
         taken = self.seen | {p.genome for p in proposals}
-        for _ in range(200 * n):
-            if len(proposals) == n:
-                break
-            proposal = self._propose(rng) if self.parents else self._random(rng)
-            if proposal.genome not in taken:
-                proposals.append(proposal)
-                taken.add(proposal.genome)
-        return proposals
+        if self.parents and len(proposals) < n:
+            proposals += self._batch(n - len(proposals), taken, rng)
+        return proposals + self._fresh(lambda: self._random(rng), n - len(proposals), taken)
 
     def tell(self, candidates: Sequence[Candidate]) -> None:
-        """Take in the scores of a batch that was asked for."""
+        """Take in a batch that was asked for; those that were stopped are never proposed again, nothing else."""
         self.seen.update(c.genome for c in candidates)
-        self._select(candidates)
+        scored = [c for c in candidates if c.stopped is None]
+        if scored:
+            self._select(scored)
         self.generation += 1
+
+    def order(self, candidates: Sequence[Candidate]) -> list[Order]:
+        """Return what candidates compare by, smaller is better; ties are broken by id."""
+        if self.weights:
+            return [(c.violation, float(self.value(c.scores)), 0.0) for c in candidates]
+        return ranks(candidates, self.objectives, self.floors)
+
+    def value(self, scores: Mapping[str, Any]) -> Any:
+        """Return the weighted sum of scores (numbers, or arrays of the same shape), none below its floor.
+
+        Raises:
+            UserError: a weight is on a score that is not there.
+        """
+        total: Any = 0.0
+        for key, weight in self.weights.items():
+            names = matching(scores, key)
+            total += weight * sum(np.maximum(scores[n], self.floors.get(n, -np.inf)) for n in names) / len(names)
+        return total
+
+    def best(self, candidates: Sequence[Candidate], n: int) -> list[Candidate]:
+        """Return the `n` best of some candidates, in the order given."""
+        order = self.order(candidates)
+        chosen = sorted(range(len(candidates)), key=lambda i: (order[i], candidates[i].id))[:n]
+        return [candidates[i] for i in sorted(chosen)]
 
     @abstractmethod
     def _propose(self, rng: np.random.Generator) -> Proposal:
-        """Return one proposal from the parents."""
+        """Return one proposal from the parents; what was asked for before is dropped."""
 
     @abstractmethod
     def _select(self, candidates: Sequence[Candidate]) -> None:
         """Decide who the parents are from now on."""
+
+    def _batch(self, n: int, taken: set[Genome], rng: np.random.Generator) -> list[Proposal]:
+        """Return up to `n` proposals that are not among `taken`, and add them there."""
+        return self._fresh(lambda: self._propose(rng), n, taken)
+
+    def _fresh(
+        self, propose: Callable[[], Proposal], n: int, taken: set[Genome], attempts: int = 100
+    ) -> list[Proposal]:
+        """Return up to `n` proposals that are not among `taken`, and add them there; `attempts` for each."""
+        proposals: list[Proposal] = []
+        for _ in range(attempts * n):
+            if len(proposals) == n:
+                break
+            proposal = propose()
+            if proposal.genome not in taken:
+                proposals.append(proposal)
+                taken.add(proposal.genome)
+        return proposals
 
     def _random(self, rng: np.random.Generator) -> Proposal:
         genome = shrink(self.space, self.space.sample_spread(rng), self.fits, rng)
@@ -121,60 +188,63 @@ class Evolution(ABC):
 
     def _tournament(self, size: int, rng: np.random.Generator) -> Candidate:
         """Return the best of `size` parents drawn with replacement."""
-        order = self._order()
-        return self.parents[min((int(i) for i in rng.integers(len(self.parents), size=size)), key=lambda i: order[i])]
+        if self._ordered is not self.parents:
+            self._ordered, self._orders = self.parents, self.order(self.parents)
+        drawn = (int(i) for i in rng.integers(len(self.parents), size=size))
+        return self.parents[min(drawn, key=lambda i: self._orders[i])]
 
-    def _order(self) -> list[tuple[float, int, float]]:
-        if self._ranked is not self.parents:
-            self._ranked, self._ranks = self.parents, ranks(self.parents, self.objectives, self.floors)
-        return self._ranks
-
-    _ranked: list[Candidate] | None = None
-    _ranks: list[tuple[float, int, float]]
+    _ordered: list[Candidate] | None = None
+    _orders: list[Order]
 
 
-class Random(Evolution):
-    """Independent draws: what every other strategy has to beat."""
+class Breeding(Evolution):
+    """Children of one or two parents by all operators.
 
-    def _propose(self, rng: np.random.Generator) -> Proposal:
-        return self._random(rng)
+    Args:
+        crossover: share of children with two parents: half by uniform crossover and mutation, half by
+            one-point crossover between layers (all the former kind where there are no layers).
+        layer_moves: share of the others that copy a layer or swap two, where there are layers.
+        level_switches: share of the others that switch levels; the rest mutates.
+        mutations: mean number of genes that a mutation changes.
+        *args: of `Evolution`.
+        **kwargs: of `Evolution`.
+    """
 
-    def _select(self, candidates: Sequence[Candidate]) -> None:
-        self.parents = list(candidates)
-
-
-class Aging(Evolution):
-    """Regularized evolution (Real et al., arXiv 1802.01548): the oldest dies, mutation only."""
-
-    def __init__(self, *args: object, tournament: int, mutations: float, **kwargs: object) -> None:
+    def __init__(
+        self,
+        *args: object,
+        crossover: float,
+        layer_moves: float,
+        level_switches: float,
+        mutations: float,
+        **kwargs: object,
+    ) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.tournament, self.mutations = tournament, mutations
-
-    def _propose(self, rng: np.random.Generator) -> Proposal:
-        parent = self._tournament(self.tournament, rng)
-        return self._child("mutate", mutate(self.space, parent.genome, self.mutations, rng), [parent], rng)
-
-    def _select(self, candidates: Sequence[Candidate]) -> None:
-        self.parents = [*self.parents, *candidates][-self.n_parents :]
-
-
-class NSGA2(Evolution):
-    """NSGA-II: crossover and mutation, parents are the best of parents and children by rank and crowding."""
-
-    def __init__(self, *args: object, crossover: float, mutations: float, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        for name, share in (("crossover", crossover), ("layer_moves + level_switches", layer_moves + level_switches)):
+            if not 0 <= share <= 1:
+                raise UserError(f"evolution.{name} must be from 0 to 1, got {share}")
         self.crossover, self.mutations = crossover, mutations
+        moves = layer_moves / 2 if self.space.alike else 0.0
+        self.shares = {"copy layer": moves, "swap layers": moves, "switch levels": level_switches}
 
-    def _propose(self, rng: np.random.Generator) -> Proposal:
-        parent = self._tournament(2, rng)
+    def _breed(self, pick: Callable[[], Candidate], rng: np.random.Generator) -> Proposal:
+        """Return a child of parents that `pick` returns."""
+        parent = pick()
         if rng.random() >= self.crossover:
-            return self._child("mutate", mutate(self.space, parent.genome, self.mutations, rng), [parent], rng)
-        other = self._tournament(2, rng)
+            operator, genome = vary(self.space, parent.genome, self.shares, self.mutations, self.fits, rng)
+            return self._child(operator, genome, [parent], rng)
+        other = pick()
+        if rng.random() < 0.5 and len(self.space.layers) > 1:
+            genome = cross_layers(self.space, parent.genome, other.genome, rng)
+            if genome not in (parent.genome, other.genome):
+                return self._child("cross layers", genome, [parent, other], rng)
         genome = mutate(self.space, cross(self.space, parent.genome, other.genome, rng), self.mutations, rng)
         return self._child("cross + mutate", genome, [parent, other], rng)
 
-    def _select(self, candidates: Sequence[Candidate]) -> None:
-        pool = [*self.parents, *candidates]
-        order = ranks(pool, self.objectives, self.floors)
-        best = sorted(range(len(pool)), key=lambda i: (order[i], pool[i].id))[: self.n_parents]
-        self.parents = [pool[i] for i in sorted(best)]
+
+def _weights(fitness: Mapping[str, float | None]) -> dict[str, float]:
+    weights = {str(key): weight for key, weight in fitness.items() if weight is not None}
+    for key, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise UserError(f"evolution.fitness.{key} must be a number, got {weight!r}")
+    return weights

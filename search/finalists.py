@@ -34,11 +34,12 @@ def near_budget(front: Sequence[Candidate], budget: Mapping[str, float], n: int,
     """Return the members of the front that make use of the budget: at least `n`, where there are so many.
 
     Whoever names a budget means to spend it: finalists are sought among members that reach `share` of
-    every bound, and where these are fewer than `n`, among the `n` that come nearest.
+    a bound, and where these are fewer than `n`, among the `n` that come nearest.
     """
 
     def use(candidate: Candidate) -> float:
-        return min((candidate.scores[name] / bound for name, bound in budget.items()), default=1.0)
+        # A net that uses one budget up cannot spend more of the others.
+        return max((candidate.scores[name] / bound for name, bound in budget.items()), default=1.0)
 
     most_first = sorted(front, key=lambda c: (-use(c), c.id))
     used = {c.id for i, c in enumerate(most_first) if i < n or use(c) >= share}

@@ -14,14 +14,13 @@ from omegaconf import DictConfig
 from search.candidate import Candidate
 from search.finalists import Judge
 from search.finetune import FineTuning
+from search.scoring import Scorer
 from search.targets import Runtime, Target
 from supernet.config import build
-from supernet.data import TokenData
 from supernet.files import read_json, write_json
-from supernet.formats import MB
 from supernet.genes import Genome
 from supernet.losses import best_device, evaluate
-from supernet.run import TrainedSupernet, versions
+from supernet.run import versions
 from supernet.subnet import Decoder, extract
 
 NETS = "nets"  # folder of what was judged: fine-tuned weights, and entry.json when it is done
@@ -35,18 +34,15 @@ class Shipyard:
     Args:
         config: of the search.
         folder: of the search.
-        trained: the supernet.
-        data: the tokens.
+        scorer: knows the supernet, the tokens and the targets.
         command: for the manifests.
     """
 
-    def __init__(
-        self, config: DictConfig, folder: Path, trained: TrainedSupernet, data: TokenData, command: str
-    ) -> None:
-        self.config, self.folder, self.trained, self.data, self.command = config, folder, trained, data, command
-        self.space = trained.supernet.space
-        self.target: Runtime = build(config.target)
-        self.others: list[Target] = [build(node) for node in config.exports.values()]
+    def __init__(self, config: DictConfig, folder: Path, scorer: Scorer, command: str) -> None:
+        self.config, self.folder, self.scorer, self.command = config, folder, scorer, command
+        self.trained, self.data, self.targets = scorer.trained, scorer.data, scorer.targets
+        self.space = self.trained.supernet.space
+        self.others: list[Target] = [build(node, name=str(name)) for name, node in config.exports.items()]
 
     @cached_property
     def finetuning(self) -> FineTuning:
@@ -93,56 +89,67 @@ class Shipyard:
                 work, f"fine-tune {name}", decoder, self.teacher, self.data, self.config.seed
             )
             fine_tuned = self.judge.scores(copy.deepcopy(decoder).freeze_formats())
-        architecture = self.space.decode(genome)
         entry: dict[str, Any] = {
             "id": candidate.id if candidate else None,
             "name": name,
             "genome": list(genome),
-            "architecture": architecture,
-            "scores": {"size_mb": self.trained.supernet.n_bytes(architecture) / MB},
+            "architecture": self.space.decode(genome),
+            "scores": dict(candidate.scores) if candidate else self.scorer.known(genome),
             "inherited": inherited,
             "fine_tuned": fine_tuned,
-            "export": None,
+            "export": f"export/{candidate.id}" if candidate else None,
         }
         if candidate:
-            entry["scores"] = dict(candidate.scores)
-            entry["export"] = f"export/{candidate.id}"
             quality = {"inherited": inherited, "fine_tuned": fine_tuned}
             self._ship(candidate, decoder, "fine-tuned" if tune else "inherited", quality)
-            entry |= self._run(decoder, self.folder / "export" / str(candidate.id))
+            entry["on"] = self._run(decoder, genome, self.folder / "export" / str(candidate.id))
         else:
             with tempfile.TemporaryDirectory() as folder:
-                entry |= self._run(decoder, Path(folder))
+                entry["on"] = self._run(decoder, genome, Path(folder))
         write_json(done, entry)
         return entry
 
-    def _run(self, decoder: Decoder, folder: Path) -> dict[str, Any]:
-        """Return what the real runtime says of a net: cost, quality, sample text; None where it is absent."""
+    def _run(self, decoder: Decoder, genome: Genome, folder: Path) -> dict[str, dict[str, Any]]:
+        """Return by target what the real runtime says of a net: cost, quality, sample text."""
+        predicted = self.predicted(genome)
+        return {
+            name: {"predicted": predicted.get(name), **self._run_on(target, decoder, folder)}
+            for name, target in self.targets.items()
+        }
+
+    def _run_on(self, target: Runtime, decoder: Decoder, folder: Path) -> dict[str, Any]:
         nothing = {"measured": None, "runtime_test": None, "sample": None}
-        measured = self.measure(decoder, folder)
+        measured = self.measure(target, decoder, folder)
         if measured is None or not measured["built"]:
             return {**nothing, "measured": measured}
-        path = folder / self.target.file_name
+        path = folder / target.file_name
         length = int(self.data.config["sequence_length"])
         rows = self.data.evaluation_batch("test", max(1, RUNTIME_TOKENS // length), length)
-        theirs = self.target.evaluate(path, rows.numpy())
+        theirs = target.evaluate(path, rows.numpy())
         with torch.inference_mode():
             our_loss, _ = evaluate(copy.deepcopy(decoder).freeze_formats(), rows, self.config.eval_batch_size)
-        sample = self.target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed)
         return {
             "measured": measured,
             "runtime_test": {**theirs, "our_loss": our_loss, "tokens": rows[:, 1:].numel()},
-            "sample": self.config.prompt + sample,
+            "sample": self.config.prompt
+            + target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed),
         }
 
-    def measure(self, decoder: Decoder, folder: Path) -> dict[str, Any] | None:
-        """Export a net to `folder` unless it is there, and measure it; None without the runtime."""
-        if self.target.available() is not None:
+    def predicted(self, genome: Genome) -> dict[str, dict[str, float]]:
+        """Return by target the costs that its hardware model predicts; nothing where there is none."""
+        return self.scorer.costs(self.space.decode(genome))
+
+    def measure(self, target: Runtime, decoder: Decoder, folder: Path) -> dict[str, Any] | None:
+        """Export a net to `folder` unless it is there, and measure it; None without the runtime.
+
+        A target whose hardware was measured elsewhere is not measured here.
+        """
+        if target.available() is not None or target.hardware is not None:
             return None
-        path = folder / self.target.file_name
+        path = folder / target.file_name
         if not path.exists():
-            path = self.target.export(decoder, self.trained.tokenizer_json, folder)
-        return self.target.measure(path)
+            path = target.export(decoder, self.trained.tokenizer_json, folder)
+        return target.measure(path)
 
     def ship_candidate(self, candidate: Candidate) -> dict[str, Path]:
         """Ship any candidate: fine-tuned weights where there are some, else inherited ones."""
@@ -166,7 +173,7 @@ class Shipyard:
         folder = self.folder / "export" / str(candidate.id)
         files = {
             target.name: target.export(decoder, self.trained.tokenizer_json, folder)
-            for target in [self.target, *self.others]
+            for target in [*self.targets.values(), *self.others]
         }
         manifest = {
             "id": candidate.id,

@@ -1,122 +1,110 @@
 """The steps of `search.py`, in the order it names them."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from search.candidate import Candidate, Proposal
+from search.candidate import Candidate
 from search.evolution import pareto_front
 from search.finalists import near_budget, spread
 from search.journal import Journal
-from search.population import first_population
+from search.loop import evolve
 from search.session import FINALISTS, FRONT, JOURNAL, REPORT, Search, opened
 from supernet.cli import argument, print_table, progress, typed_command
 from supernet.config import job_name
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
-from supernet.randomness import generator
 from supernet.run import locked
 
-__all__ = ["evolve", "export_candidate", "finish", "measure_front", "opened", "say_finished", "tune_and_ship"]
+__all__ = [
+    "evolve",
+    "export_candidate",
+    "finish",
+    "fronts",
+    "measure_fronts",
+    "opened",
+    "say_finished",
+    "tune_and_ship",
+]
 
 
-def evolve(search: Search) -> list[Candidate]:
-    """Evaluate candidates until the journal holds as many as asked for; return them."""
-    config, space = search.config, search.trained.supernet.space
-    journal = Journal(search.folder / JOURNAL, space)
-    first = first_population(
-        space, search.trained.gates, search.fits, config.evaluations, config.seed, **config.first_population
-    )
-    strategy = search.make_strategy(first)
-    done = 0
-    with progress(total=config.evaluations, initial=len(journal.candidates), unit="net", desc="search") as bar:
-        while done < config.evaluations:
-            rng = generator(config.seed, "ask", strategy.generation)
-            proposals = strategy.ask(min(config.batch, config.evaluations - done), rng)
-            if not proposals:
-                bar.write("the search space holds no further candidate within the budget")
-                break
-            batch = journal.candidates[done : done + len(proposals)]  # from before a kill
-            _check_same(journal, batch, proposals)
-            for proposal in proposals[len(batch) :]:
-                candidate = _evaluate(search, len(journal.candidates), proposal)
-                journal.append([candidate])
-                batch = [*batch, candidate]
-                bar.update()
-            strategy.tell(batch)
-            done += len(batch)
-            bar.set_postfix(_progress(search, journal.candidates), refresh=False)
-    return journal.candidates
-
-
-def _check_same(journal: Journal, known: Sequence[Candidate], proposals: Sequence[Proposal]) -> None:
-    for candidate, proposal in zip(known, proposals, strict=False):
-        if candidate.genome != proposal.genome:
-            raise UserError(
-                f"{journal.path} does not continue: candidate {candidate.id} is not what this version of the program"
-                " proposes there; fresh=true starts over"
-            )
-
-
-def _evaluate(search: Search, number: int, proposal: Proposal) -> Candidate:
-    evaluation = search.evaluator.evaluation(proposal.genome)
-    scores = {objective.name: objective.score(evaluation) for objective in search.objectives}
-    return Candidate(number, proposal.genome, scores, search.violation(scores), proposal.lineage)
-
-
-def _progress(search: Search, candidates: Sequence[Candidate]) -> dict[str, str]:
-    front = pareto_front(candidates, search.names)
-    if not front:
-        return {"feasible": "none"}
-    first = search.names[0]
-    return {"front": str(len(front)), f"best {first}": f"{front[0].scores[first]:.4f}"}
-
-
-def measure_front(search: Search, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the non-dominated candidates within the budget; measure some of them, spread over the front.
+def fronts(search: Search, candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    """Return by target the non-dominated candidates within the budget.
 
     Raises:
-        UserError: no candidate meets the budget.
+        UserError: no candidate meets the budget on some target.
     """
-    front = pareto_front(candidates, search.names)
-    if not front:
-        nearest = min(candidates, key=lambda c: c.violation)
-        seen = ", ".join(f"{name}={nearest.scores[name]:.4g}" for name in search.budget)
-        raise UserError(f"no candidate met the budget {search.budget}; the nearest had {seen}")
-    path = search.folder / FRONT
+    scorer, result = search.scorer, {}
+    for name in scorer.targets:
+        here = _on_target(search, candidates, name)
+        result[name] = pareto_front(here, scorer.names(name))
+        if not result[name]:
+            nearest = min(here, key=lambda c: c.violation)
+            seen = ", ".join(f"{score}={nearest.scores[score]:.4g}" for score in scorer.bounds(name))
+            raise UserError(f"no candidate met the budget {scorer.budget} on {name}; the nearest had {seen}")
+    return result
+
+
+def _on_target(search: Search, candidates: Sequence[Candidate], target: str) -> list[Candidate]:
+    """Return the candidates scored to the end, held to the budgets as they are on one target."""
+    whole = [c for c in candidates if c.stopped is None]
+    return [replace(c, violation=search.scorer.violation(c.scores, target)) for c in whole]
+
+
+def measure_fronts(search: Search, fronts: Mapping[str, Sequence[Candidate]]) -> None:
+    """Measure some members of each front, spread over it, and write front.json."""
+    path, yard = search.folder / FRONT, search.shipyard()
     if path.exists():
-        return front
-    yard = search.shipyard()
-    chosen = {c.id for c in spread(front, search.names, search.config.n_measured)}
-    entries = []
-    with progress(iterable=front, desc="measure the front", unit="net") as bar:
-        for candidate in bar:
-            measured = None
-            if candidate.id in chosen:
-                with tempfile.TemporaryDirectory() as folder:
-                    measured = yard.measure(yard.inherited(candidate.genome), Path(folder))
-            entries.append(
-                {
-                    **candidate.to_json(),
-                    "architecture": search.trained.supernet.space.decode(candidate.genome),
-                    "measured": measured,
-                }
-            )
-    write_json(path, {"targets": {yard.target.name: entries}})
-    return front
+        return
+    content: dict[str, list[dict[str, Any]]] = {}
+    for name, front in fronts.items():
+        chosen = {c.id for c in spread(front, search.scorer.names(name), search.config.n_measured)}
+        entries = content[name] = []
+        with progress(iterable=front, desc=f"measure the front on {name}", unit="net") as bar:
+            for candidate in bar:
+                measured = None
+                if candidate.id in chosen:
+                    with tempfile.TemporaryDirectory() as folder:
+                        decoder = yard.inherited(candidate.genome)
+                        measured = yard.measure(search.scorer.targets[name], decoder, Path(folder))
+                entries.append(
+                    {
+                        **candidate.to_json(),
+                        "architecture": yard.space.decode(candidate.genome),
+                        "predicted": yard.predicted(candidate.genome).get(name),
+                        "measured": measured,
+                    }
+                )
+    write_json(path, {"targets": content})
 
 
-def tune_and_ship(search: Search, front: Sequence[Candidate]) -> dict[str, Any]:
+def tune_and_ship(
+    search: Search, candidates: Sequence[Candidate], fronts: Mapping[str, Sequence[Candidate]]
+) -> dict[str, Any]:
     """Fine-tune and ship the finalists, judge them and the baselines on `test`; return finalists.json."""
-    config, yard = search.config, search.shipyard()
-    near = near_budget(front, search.budget, config.n_finalists, config.finalist_share)
-    chosen = spread(near, search.names, config.n_finalists)
-    shipped = [yard.finalist(candidate) for candidate in chosen]
-    compared = [yard.baseline(name, genome) for name, genome in search.trained.supernet.space.baselines()]
-    return {"targets": {yard.target.name: {"finalists": shipped, "baselines": compared}}}
+    config, scorer, yard = search.config, search.scorer, search.shipyard()
+    content = {}
+    for name, front in fronts.items():
+        costs = {score: bound for score, bound in scorer.bounds(name).items() if score in search.cost_bounds}
+        if scorer.fitness:
+            feasible = [c for c in _on_target(search, candidates, name) if c.feasible]
+            chosen = search.make_strategy([]).best(feasible, config.n_finalists)
+        else:
+            near = near_budget(front, costs, config.n_finalists, config.finalist_share)
+            chosen = spread(near, scorer.names(name), config.n_finalists)
+        shipped = [yard.finalist(candidate) for candidate in chosen]
+        compared = [yard.baseline(label, genome) for label, genome in yard.space.baselines()]
+        content[name] = {"finalists": [_on(name, e) for e in shipped], "baselines": [_on(name, e) for e in compared]}
+    return {"targets": content}
+
+
+def _on(target: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry as one target sees it."""
+    return {**{key: value for key, value in entry.items() if key != "on"}, **entry["on"][target]}
 
 
 def finish(search: Search, finalists: dict[str, Any]) -> None:
@@ -131,7 +119,7 @@ def export_candidate(config: DictConfig) -> None:
     """Ship one candidate of a search's journal; fine-tuned weights where it has them, else inherited."""
     folder = Path(config.run) / "search" / job_name(config, "search")
     search = Search(config, folder, True, typed_command())
-    space, path = search.trained.supernet.space, folder / JOURNAL
+    space, path = search.scorer.trained.supernet.space, folder / JOURNAL
     if not path.exists():
         raise UserError(f"search: {path} does not exist; a search makes it: python search.py run={config.run}")
     with locked(folder):

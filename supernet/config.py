@@ -34,6 +34,11 @@ class TrainConfig:
     logger: Any
 
 
+def score_names() -> list[str]:
+    """Return the names of all scores there are: one objective a file in conf/objective/."""
+    return sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
+
+
 @dataclass
 class SearchConfig:
     """Top level of `conf/search.yaml`: an unknown key is refused."""
@@ -43,23 +48,29 @@ class SearchConfig:
     seed: int
     fresh: bool
     export: int | None
-    budget: Any
     evaluations: int
     batch: int
     eval_sequences: int
     judge_sequences: int
     eval_batch_size: int
+    reuse_mb: int
     n_threads: int
+    workers: int | str
+    worker_timeout_s: float
+    ray: Any
+    n_probes: int
     n_measured: int
     n_finalists: int
     finalist_share: float
     prompt: str
     evolution: Any
-    objectives: Any
-    target: Any
+    hurdles: Any
     finetune: Any
     first_population: Any
+    objectives: dict[str, Any] = field(default_factory=dict)
+    targets: dict[str, Any] = field(default_factory=dict)
     exports: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(score_names()))
 
 
 def register() -> None:

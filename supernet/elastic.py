@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from supernet.formats import F32, WeightFormat, format_named
+from supernet.formats import WeightFormat, format_named
 from supernet.genes import Gene, Value
 
 Choice = Value | Tensor
 Choices = Mapping[str, Choice]
+# Feature -> (expected) count. `Q4_0.weights`, `Q4_0.rows` of all matrices in a format, `norm.weights` (F32), blocks by
+# name, and whatever else a runtime's time and memory depend on.
+Inventory = dict[str, Any]
 Extent = int | Tensor  # how much of an axis is in use: a prefix's length, or a mask over the axis
 
 
@@ -41,11 +44,11 @@ def expected(choice: Choice, values: Sequence[float]) -> Any:
     return choice
 
 
-def expected_bits(choice: Choice, formats: Sequence[WeightFormat]) -> Any:
-    """Return the (expected) bits per weight of a format choice."""
+def shares(choice: Choice, values: Sequence[Value]) -> dict[Value, Any]:
+    """Return value -> probability; a hard choice is certain, and may be none of `values` (F32, unrounded)."""
     if isinstance(choice, Tensor):
-        return expected(choice, [f.bits for f in formats])
-    return format_named(str(choice)).bits
+        return dict(zip(values, choice.unbind(), strict=True))
+    return {choice: 1.0}
 
 
 def under(choices: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -183,14 +186,37 @@ class ElasticModule(nn.Module, ABC):
         """Return a plain block of real shape, inherited weights copied."""
 
     @abstractmethod
-    def n_bytes(self, choice: Choices, width: Any) -> Any:
-        """Return the bytes of all its tensors as shipped, kept; soft choices give the expectation."""
+    def inventory(self, choice: Choices, width: Any) -> Inventory:
+        """Return what a kept block ships, see `Inventory`; soft choices give the expectation."""
 
     @abstractmethod
-    def stand_in_bytes(self, width: Any) -> Any:
-        """Return the bytes of the zero tensors that a runtime needs in a dropped block's place."""
+    def stand_in(self, width: Any) -> Inventory:
+        """Return what the zero tensors hold that a runtime needs in a dropped block's place."""
+
+    @abstractmethod
+    def intermediates(self, choice: Choices) -> dict[int, Any]:
+        """Return how many values a kept block computes per token between its input and output -> probability."""
 
 
-def norm_bytes(width: Any) -> Any:
-    """Return the bytes of a norm's gain, which ships in float32."""
-    return F32().n_bytes(width)
+def add(total: Inventory, part: Inventory, factor: Any = 1.0, prefix: str = "") -> None:
+    """Add `factor` times an inventory to `total`, under names that begin with `prefix`."""
+    for name, count in part.items():
+        total[prefix + name] = total.get(prefix + name, 0.0) + factor * count
+
+
+def matrices(rows: Any, columns: Any, formats: Mapping[Value, Any]) -> Inventory:
+    """Return the inventory of matrices with `rows` in sum, stored in each format with a probability."""
+    found: Inventory = {}
+    for name, share in formats.items():
+        found[f"{name}.weights"], found[f"{name}.rows"] = share * rows * columns, share * rows
+    return found
+
+
+def inventory_bytes(inventory: Inventory) -> Any:
+    """Return the (expected) bytes of all tensors in an inventory."""
+    total: Any = 0.0
+    for name, count in inventory.items():
+        stored_as, _, what = name.rpartition(".")
+        if what == "weights" and "." not in stored_as:  # with a second dot it is a share of what is counted already
+            total = total + format_named("F32" if stored_as == "norm" else stored_as).n_bytes(count)
+    return total

@@ -98,6 +98,30 @@ class SearchSpace:
             product *= len(gene.choices)
         return product
 
+    @cached_property
+    def layers(self) -> tuple[tuple[int, ...], ...]:
+        """Positions of the genes of each layer, in the order of the genome; empty without any.
+
+        A layer is the genes whose names have the same one numbered part behind the same parts, such as
+        `layers.3.mlp.width` and `layers.3.attention.active`; a name with two numbers belongs to none.
+        """
+        layers: dict[str, list[int]] = {}
+        for i, gene in enumerate(self.genes):
+            parts = gene.name.split(".")
+            numbered = [k for k, part in enumerate(parts) if part.isdecimal()]
+            if len(numbered) == 1:
+                layers.setdefault(".".join(parts[: numbered[0] + 1]), []).append(i)
+        return tuple(tuple(positions) for positions in layers.values())
+
+    @cached_property
+    def alike(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """The layers in groups of two or more with the same genes in the same order, whatever their number."""
+        groups: dict[object, list[tuple[int, ...]]] = {}
+        for layer in self.layers:
+            genes = [self.genes[i] for i in layer]
+            groups.setdefault(tuple((_unnumbered(g.name), g.kind, g.choices) for g in genes), []).append(layer)
+        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
     def canonical(self, indices: Sequence[int]) -> Genome:
         """Set every gene whose switch is off to index 0."""
         genome = list(indices)
@@ -105,6 +129,11 @@ class SearchSpace:
             if self.genes[switch].choices[genome[switch]] == 0:
                 genome[i] = 0
         return tuple(genome)
+
+    def active(self, genome: Genome) -> list[int]:
+        """Return the positions of the genes that have an effect: those whose switch, if any, is on."""
+        off = {i for i, switch in self._needs if self.genes[switch].choices[genome[switch]] == 0}
+        return [i for i in range(len(self.genes)) if i not in off]
 
     def sample(self, rng: np.random.Generator) -> Genome:
         """Draw a genome, every gene uniform and independent."""
@@ -205,3 +234,7 @@ class SearchSpace:
             return cls([Gene(g["name"], tuple(g["choices"]), g["kind"], g["needs"]) for g in genes])
         except (KeyError, TypeError) as error:
             raise UserError(f"the search space is damaged: {error!r}") from None
+
+
+def _unnumbered(name: str) -> str:
+    return ".".join("#" if part.isdecimal() else part for part in name.split("."))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from supernet.elastic import (
     ElasticModule,
     ElasticRMSNorm,
     Extent,
+    Inventory,
+    add,
     expected,
-    expected_bits,
     extent,
-    norm_bytes,
+    inventory_bytes,
+    matrices,
+    shares,
     under,
 )
 from supernet.errors import UserError
@@ -26,6 +30,7 @@ from supernet.formats import check_formats
 from supernet.genes import Gene, SearchSpace
 
 BlockFactory = Callable[..., ElasticModule]
+ONCE = "once."  # prefix of what only the last token of a prompt meets
 
 
 def rope_table(n_tokens: int, head_dim: int, theta: float, device: torch.device | None) -> tuple[Tensor, Tensor]:
@@ -125,27 +130,84 @@ class Supernet(nn.Module):
                 x = x + block(x, local, width, rope)
         return F.linear(self.norm(x, width), embedding)
 
+    def inventory(self, choices: Choices) -> Inventory:
+        """Return what the net holds as shipped; under soft choices, its differentiable expectation.
+
+        All genes are independent under the gates, so products of expectations are exact. Beside the sums
+        of the blocks' inventories there are `d_model`; `once.Q4_0.weights` and such, the share of
+        `Q4_0.weights` that only the last token of a prompt meets (the output projection and the last layer's
+        FFN); and `intermediate`, the largest number of values that a kept block computes per token of a prompt.
+        """
+        found = self._tensors(choices)
+        found["d_model"] = expected(choices["d_model"], self.d_model)
+        found["intermediate"] = self._largest_intermediate(choices)
+        return found
+
     def n_bytes(self, choices: Choices) -> Any:
-        """Return the bytes of all tensors as shipped; under soft choices, their differentiable expectation.
+        """Return the bytes of all tensors as shipped; under soft choices, their differentiable expectation."""
+        return inventory_bytes(self._tensors(choices))
+
+    def _tensors(self, choices: Choices) -> Inventory:
+        """Return the sums over embedding, final norm and blocks.
 
         Counts what llama.cpp needs: a layer without attention or without FFN has a stand-in for the FFN,
         and for attention where it is the first; a layer with neither is left out (but one always stays).
-        All genes are independent under the gates, so products of expectations are exact.
         """
         width = expected(choices["d_model"], self.d_model)
-        bits = expected_bits(choices["embedding.format"], self.embedding.formats)
-        total = self.vocab_size * width * bits / 8 + norm_bytes(width)
+        formats = shares(choices["embedding.format"], [f.name for f in self.embedding.formats])
+        head = matrices(self.vocab_size, width, formats)
+        found: Inventory = {"norm.weights": width}
+        add(found, head)
+        add(found, head, prefix=ONCE)
+        layers = self._layers(choices)
         empty: Any = 1.0  # probability that no layer was kept so far
-        blocks = self.blocks()
-        for (a_prefix, attention), (m_prefix, mlp) in zip(blocks[::2], blocks[1::2], strict=True):
-            a_local, m_local = under(choices, a_prefix), under(choices, m_prefix)
-            a, m = _kept(a_local["active"]), _kept(m_local["active"])
-            total = total + a * attention.n_bytes(a_local, width) + m * mlp.n_bytes(m_local, width)
-            total = total + a * (1 - m) * mlp.stand_in_bytes(width)
-            total = total + empty * (1 - a) * m * attention.stand_in_bytes(width)
+        for (attention, a_local, a), (mlp, m_local, m) in layers:
+            add(found, attention.inventory(a_local, width), a)
+            add(found, attention.stand_in(width), empty * (1 - a) * m)
+            add(found, mlp.inventory(m_local, width), m)
+            add(found, mlp.stand_in(width), a * (1 - m))
             empty = empty * (1 - a) * (1 - m)
-        attention, mlp = blocks[0][1], blocks[1][1]
-        return total + empty * (attention.stand_in_bytes(width) + mlp.stand_in_bytes(width))
+        (attention, _, _), (mlp, _, _) = layers[0]
+        for block in (attention, mlp):
+            add(found, block.stand_in(width), empty)
+        add(found, mlp.stand_in(width), empty, ONCE)
+        last: Any = 1.0  # probability that no later layer is kept
+        for (_, _, a), (mlp, m_local, m) in reversed(layers):
+            add(found, mlp.inventory(m_local, width), last * m, ONCE)
+            add(found, mlp.stand_in(width), last * a * (1 - m), ONCE)
+            last = last * (1 - a) * (1 - m)
+        return found
+
+    def _layers(self, choices: Choices) -> list[tuple[tuple[ElasticModule, Choices, Any], ...]]:
+        """Return (block, its choices, probability that it is kept) of attention and mlp of each layer."""
+        blocks = []
+        for prefix, block in self.blocks():
+            local = under(choices, prefix)
+            blocks.append((block, local, _kept(local["active"])))
+        return list(zip(blocks[::2], blocks[1::2], strict=True))
+
+    def _largest_intermediate(self, choices: Choices) -> Any:
+        """Return the (expected) maximum over kept blocks, without the last layer's FFN, which sees one token."""
+        layers = [
+            ((attention.intermediates(a_local), a), (mlp.intermediates(m_local), m))
+            for (attention, a_local, a), (mlp, m_local, m) in self._layers(choices)
+        ]
+        sizes = sorted({0}.union(*(sizes for layer in layers for sizes, _ in layer)))
+        mean: Any = 0.0
+        for size, next_size in pairwise(sizes):
+            last: Any = 1.0  # probability that no later layer is kept
+            within: Any = 0.0  # that one is, and nothing from here on exceeds `size`
+            for attention, mlp in reversed(layers):
+                empty = (1 - attention[1]) * (1 - mlp[1])
+                a, m = _within(size, *attention), _within(size, *mlp)
+                last, within = last * empty, last * (a - empty) + within * a * m
+            mean = mean + (next_size - size) * (1 - last - within)
+        return mean
+
+
+def _within(size: int, sizes: Mapping[int, Any], kept: Any) -> Any:
+    """Return the probability that a block is dropped or computes no more than `size` values."""
+    return 1 - kept * sum(p for s, p in sizes.items() if s > size)
 
 
 def _kept(active: Choice) -> Any:

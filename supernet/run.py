@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -204,6 +204,7 @@ def load_supernet(run: Path) -> TrainedSupernet:
     for key in ("budgets_mb", "genes", "modes", "history"):
         if key not in gates:
             raise UserError(f"{folder / GATES} is damaged: it lacks {key}")
+    gates.setdefault("budgets_ms", [])  # runs of before gates could be held to a time
     try:
         supernet = build_supernet(space["model"], space["vocab_size"])
         if supernet.space.to_json() != SearchSpace.from_json(space["genes"]).to_json():
@@ -222,8 +223,18 @@ def load_supernet(run: Path) -> TrainedSupernet:
     return TrainedSupernet(run, supernet, gates, data, tokenizer_json)
 
 
-def gates_json(gates: Gates | None, budgets_mb: list[float], history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of gates.json: names, budgets, modes and the history of probabilities."""
+def gates_json(
+    gates: Gates | None,
+    budgets_mb: Sequence[float],
+    history: list[dict[str, Any]],
+    budgets_ms: Sequence[float] = (),
+) -> dict[str, Any]:
+    """Return the content of gates.json: names, budgets, modes and the history of probabilities.
+
+    The sets of `modes` and of each record's `probabilities` and `expected_mb` are in the order of
+    `budgets_mb`, then `budgets_ms` (ms a token); `expected_ms` has the latter only.
+    """
     names = [gene.name for gene in gates.space] if gates else []
     modes = [list(gates.mode(i)) for i in range(gates.n_sets)] if gates else []
-    return {"budgets_mb": budgets_mb, "genes": names, "modes": modes, "history": history}
+    budgets = {"budgets_mb": list(budgets_mb), "budgets_ms": list(budgets_ms)}
+    return {**budgets, "genes": names, "modes": modes, "history": history}

@@ -18,6 +18,7 @@ from supernet.fitting import Batches, check_trainer, fit
 from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Genome
+from supernet.hardware import read_model
 from supernet.losses import evaluate
 from supernet.metrics import Metrics
 from supernet.model import Supernet
@@ -102,17 +103,21 @@ def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
     """Join supernet, gates, schedule and optimizer."""
     settings = config.gates
     schedule = build(config.schedule)
-    budgets_mb = [number(settings.budgets_mb, i) for i in range(len(settings.budgets_mb))]
-    check_budgets(supernet.space, supernet, budgets_mb)
-    if schedule.gate_every and not budgets_mb:
+    on = {key: [number(settings[key], i) for i in range(len(settings[key]))] for key in ("budgets_mb", "budgets_ms")}
+    model = None
+    if settings.hardware is not None:
+        model = read_model(Path(settings.hardware), settings.target)
+        model.check(supernet.space, str(settings.hardware))
+    budgets = check_budgets(supernet.space, supernet, **on, model=model)
+    if schedule.gate_every and not budgets:
         schedule = build(config.schedule, gate_every=0)
     training = SupernetTraining(
         supernet,
-        Gates(supernet.space, max(1, len(budgets_mb)), number(settings, "keep_bias")),
+        Gates(supernet.space, max(1, len(budgets)), number(settings, "keep_bias")),
         schedule,
         build(config.optimizer),
         config.seed,
-        budgets_mb,
+        budgets,
         number(settings, "lr"),
         number(settings, "multiplier_lr"),
         number(settings, "entropy_weight"),
@@ -161,8 +166,9 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
     save_supernet(folder, supernet, cast(dict[str, Any], _plain(config.model)))
     write_text(folder / TOKENIZER, data.tokenizer_json)
     write_json(folder / DATA, data.describe())
-    gates = training.gates if training.budgets_mb else None
-    write_json(folder / GATES, gates_json(gates, training.budgets_mb, training.gate_history))
+    gates = training.gates if training.budgets else None
+    on = {unit: [budget.bound for budget in training.budgets if budget.unit == unit] for unit in ("MB", "ms")}
+    write_json(folder / GATES, gates_json(gates, on["MB"], training.gate_history, on["ms"]))
     rows = data.evaluation_batch("valid", config.eval_sequences, config.sequence_length).to(training.device)
     table = []
     for name, genome in table_rows(training):
@@ -191,7 +197,7 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
 
 def table_rows(training: SupernetTraining) -> list[tuple[str, Genome]]:
     """Return (name, genome) of the nets the closing table compares."""
-    gates = [(f"gates for {mb:g} MB", training.gates.mode(i)) for i, mb in enumerate(training.budgets_mb)]
+    gates = [(f"gates for {budget}", training.gates.mode(i)) for i, budget in enumerate(training.budgets)]
     return [*training.supernet.space.baselines(), *gates]
 
 

@@ -5,20 +5,41 @@ a weight step leaves the gates alone and a gate step the weights.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from supernet.elastic import Choices
 from supernet.errors import UserError
 from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Architecture, SearchSpace
+from supernet.hardware import HardwareModel, in_every_format
 from supernet.losses import distillation_loss, next_token_loss
 from supernet.model import Supernet
 from supernet.randomness import derive
 from supernet.sandwich import Schedule
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the expected cost of a set of gates is held to.
+
+    Attributes:
+        bound: on the cost, in `unit`.
+        unit: MB (as shipped) or ms (a token, as a hardware model predicts).
+        cost: of hard choices, or the differentiable expectation under soft ones.
+    """
+
+    bound: float
+    unit: str
+    cost: Callable[[Choices], Any]
+
+    def __str__(self) -> str:
+        return f"{self.bound:g} {self.unit}"
 
 
 class SupernetTraining(L.LightningModule):
@@ -26,11 +47,11 @@ class SupernetTraining(L.LightningModule):
 
     Args:
         supernet: the elastic network.
-        gates: one set for each of `budgets_mb`.
+        gates: one set for each of `budgets`.
         schedule: what each step trains.
         make_optimizer: parameter groups -> optimizer.
         seed: root of every random draw.
-        budgets_mb: expected size, in MB, that each set of gates is held to.
+        budgets: what the expected cost of each set of gates is held to.
         gate_lr: learning rate of the gates.
         multiplier_lr: step size of the Lagrange multipliers, per relative excess over the budget.
         entropy_weight: of the gates' entropy at the end of training, ramped up from 0.
@@ -45,7 +66,7 @@ class SupernetTraining(L.LightningModule):
         schedule: Schedule,
         make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
         seed: int,
-        budgets_mb: list[float],
+        budgets: Sequence[Budget],
         gate_lr: float,
         multiplier_lr: float,
         entropy_weight: float,
@@ -53,9 +74,9 @@ class SupernetTraining(L.LightningModule):
         super().__init__()
         self.supernet, self.gates, self.schedule = supernet, gates, schedule
         self.make_optimizer, self.seed = make_optimizer, seed
-        self.budgets_mb, self.gate_lr = budgets_mb, gate_lr
+        self.budgets, self.gate_lr = tuple(budgets), gate_lr
         self.multiplier_lr, self.entropy_weight = multiplier_lr, entropy_weight
-        self.register_buffer("multipliers", torch.zeros(max(1, len(budgets_mb))))
+        self.register_buffer("multipliers", torch.zeros(max(1, len(self.budgets))))
         self.gate_history: list[dict[str, Any]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -101,28 +122,31 @@ class SupernetTraining(L.LightningModule):
         return loss
 
     def _gate_loss(self, batch: Tensor) -> Tensor:
-        """Return loss + multiplier x relative excess of expected bytes + entropy, for the set whose turn it is."""
+        """Return loss + multiplier x relative excess of the expected cost + entropy, for the set whose turn it is."""
         step = self.global_step
         index = step // self.schedule.gate_every % self.gates.n_sets
         noise = torch.Generator().manual_seed(derive(self.seed, "gumbel", step))
         temperature = self.schedule.gumbel_temperature(step)
         choices = self.gates.sample(index, temperature, self.schedule.hard_gates(step), noise)
         loss = next_token_loss(self.supernet(batch[:, :-1], choices), batch[:, 1:])
-        expected_mb = self._expected_mb(index)
-        excess = expected_mb / self.budgets_mb[index] - 1
-        with torch.no_grad():  # dual ascent: the price of a byte rises while the budget is missed
+        excess = self._expected(index, self.budgets[index]) / self.budgets[index].bound - 1
+        with torch.no_grad():  # dual ascent: the price of cost rises while the budget is missed
             self.multipliers[index] = (self.multipliers[index] + self.multiplier_lr * excess).clamp_min(0)
         entropy = self.entropy_weight * self.schedule.progress(step) * self.gates.entropy(index)
         self._show("loss_gates", loss)
         self._show("temperature", torch.tensor(temperature))
-        self._show("expected_mb", expected_mb)
+        with torch.no_grad():
+            self._show("expected_mb", self._expected_mb(index))
         if index == self.gates.n_sets - 1:
             self._remember(step, temperature)
         return loss + self.multipliers[index] * excess + entropy
 
+    def _expected(self, index: int, budget: Budget) -> Tensor:
+        """Return the expected cost of set `index`, in the budget's unit."""
+        return budget.cost(self.gates.distributions(self.gates.probabilities()[index]))
+
     def _expected_mb(self, index: int) -> Tensor:
-        probabilities = self.gates.probabilities()[index]
-        return self.supernet.n_bytes(self.gates.distributions(probabilities)) / MB
+        return self.supernet.n_bytes(self.gates.distributions(self.gates.probabilities()[index])) / MB
 
     @torch.no_grad()
     def _remember(self, step: int, temperature: float) -> None:
@@ -131,6 +155,7 @@ class SupernetTraining(L.LightningModule):
                 "step": step,
                 "temperature": temperature,
                 "expected_mb": [self._expected_mb(i).item() for i in range(self.gates.n_sets)],
+                "expected_ms": [self._expected(i, b).item() for i, b in enumerate(self.budgets) if b.unit == "ms"],
                 "probabilities": rounded_probabilities(self.gates),
             }
         )
@@ -181,10 +206,44 @@ def rounded_probabilities(gates: Gates) -> list[list[list[float]]]:
     ]
 
 
-def check_budgets(space: SearchSpace, supernet: Supernet, budgets_mb: list[float]) -> None:
-    """Raise UserError when a budget lies outside what the space can reach."""
-    low = supernet.n_bytes(space.decode(space.cheapest)) / MB
-    high = supernet.n_bytes(space.decode(space.largest)) / MB
-    for budget in budgets_mb:
-        if not low <= budget <= high:
-            raise UserError(f"gates.budgets_mb: {budget} MB cannot be met; subnets take {low:.3f} to {high:.3f} MB")
+def check_budgets(
+    space: SearchSpace,
+    supernet: Supernet,
+    budgets_mb: Sequence[float],
+    budgets_ms: Sequence[float] = (),
+    model: HardwareModel | None = None,
+) -> list[Budget]:
+    """Return the budgets, those on bytes first.
+
+    Args:
+        space: the genes.
+        supernet: whose subnets they are on.
+        budgets_mb: on the size, in MB.
+        budgets_ms: on the time for a token, in ms.
+        model: predicts that time.
+
+    Raises:
+        UserError: a budget lies outside what the space can reach, or is on a time that no model predicts.
+    """
+    if budgets_ms and (model is None or "decode_ms" not in model.coefficients):
+        raise UserError("gates.budgets_ms needs gates.hardware, the path of a hardware.json that predicts decode_ms")
+
+    def size(choices: Choices) -> Any:
+        return supernet.n_bytes(choices) / MB
+
+    def latency(choices: Choices) -> Any:
+        assert model is not None
+        return model.predict(supernet.inventory(choices))["decode_ms"]
+
+    budgets = [Budget(bound, "MB", size) for bound in budgets_mb]
+    budgets += [Budget(bound, "ms", latency) for bound in budgets_ms]
+    # The format that takes the fewest bits need not be the quickest.
+    genomes = [genome for end in (space.cheapest, space.largest) for genome in (end, *in_every_format(space, end))]
+    architectures = [space.decode(genome) for genome in genomes]
+    for budget in budgets:
+        costs = [budget.cost(architecture) for architecture in architectures]
+        if not min(costs) <= budget.bound <= max(costs):
+            key, what = ("budgets_mb", "") if budget.unit == "MB" else ("budgets_ms", " for a token")
+            reach = f"{min(costs):.3f} to {max(costs):.3f} {budget.unit}{what}"
+            raise UserError(f"gates.{key}: {budget.bound} {budget.unit} cannot be met; subnets take {reach}")
+    return budgets

@@ -47,15 +47,16 @@ SEARCH = (
     "eval_sequences=8",
     "judge_sequences=8",
     "n_measured=2",
+    "n_probes=12",
     "n_finalists=2",
     "first_population.random=4",
     "first_population.gate_samples=2",
     "finetune.steps=8",
     "finetune.batch_size=2",
     "finetune.trainer.checkpoint_every=2",
-    "target.prefill_tokens=8",
-    "target.decode_tokens=4",
-    "target.repeats=1",
+    "targets.llama_cpp.prefill_tokens=8",
+    "targets.llama_cpp.decode_tokens=4",
+    "targets.llama_cpp.repeats=1",
 )
 
 

@@ -38,7 +38,7 @@ TRAIN_GROUPS = {
 }
 SEARCH_GROUPS = {
     "evolution": "evolution",
-    "target": "target",
+    "hurdles": "hurdles",
     "finetune": "finetune",
     "first_population": "first_population",
 }
@@ -88,7 +88,7 @@ def plain():
 def test_no_file_is_left_out():
     """A new group needs a test of its own here."""
     groups = {path.parent.name for path in CONF.rglob("*.yaml") if path.parent != CONF}
-    assert groups == {*TRAIN_GROUPS, *SEARCH_GROUPS, "block", "experiment", "objective"}
+    assert groups == {*TRAIN_GROUPS, *SEARCH_GROUPS, "block", "experiment", "objective", "target", "fitness"}
     assert {path.stem for path in CONF.glob("*.yaml")} == ROOT_FILES
 
 
@@ -217,19 +217,36 @@ def test_strategies_build(group, name):
     assert isinstance(strategy, Evolution)
 
 
+@pytest.mark.parametrize("name", names("evolution/fitness"))
+@pytest.mark.parametrize("strategy", names("evolution"))
+def test_every_strategy_takes_weights(strategy, name):
+    config = search(f"evolution={strategy}", f"evolution/fitness={name}", "evolution.fitness.loss=3")
+    assert set(config.evolution.fitness) == set(names("objective"))
+    assert config.evolution.fitness.loss == 3
+
+
 @each("objective")
 def test_objectives_build(group, name):
-    node = search(f"+objective@objectives.extra={name}").objectives.extra
-    objective = build(node)
-    assert isinstance(objective, Objective) and re.fullmatch(r"[a-z_]+", objective.name)
+    config = search(f"objective=[{name}]", f"budget.{name}=3")
+    assert list(config.objectives) == [name] and config.budget[name] == 3
+    objective = build(config.objectives[name])
+    assert isinstance(objective, Objective) and objective.name == name
 
 
 @each("target")
 def test_targets_build(group, name):
     config = search(f"target={name}", f"+target@exports.extra={name}")
-    for node in (config.target, config.exports.extra):
-        target = build(node)
-        assert isinstance(target, Target) and target.name == name
+    assert list(config.targets) == [name]
+    for key, node in (*config.targets.items(), ("extra", config.exports.extra)):
+        target = build(node, name=key)
+        assert isinstance(target, Target) and target.name == key
+
+
+def test_several_targets_compose():
+    several = ["llama_cpp", "llama_cpp_two_threads"]
+    targets = search(f"target=[{','.join(several)}]", "targets.llama_cpp_two_threads.n_threads=3").targets
+    assert list(targets) == several
+    assert [node.n_threads for node in targets.values()] == [1, 3]
 
 
 @each("finetune")
@@ -239,10 +256,9 @@ def test_fine_tuning_builds(group, name):
     assert "checkpoint_every" in finetune.trainer
 
 
-def test_names_of_scores_differ(plain):
-    scores = [build(node).name for node in plain[1].objectives.values()]
-    assert len(set(scores)) == len(scores)
-    assert set(plain[1].budget) <= set(scores)
+def test_every_score_may_have_a_budget(plain):
+    assert set(plain[1].budget) == set(names("objective"))
+    assert set(plain[1].budget.values()) == {None}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,6 @@ from supernet.genes import SearchSpace
 
 Entry = Mapping[str, Any]  # one candidate, front member, finalist or baseline, as its file holds it
 
-UNITS = {"_mb": "MB", "_ms": "ms", "_bytes": "bytes", "_tokens": "tokens"}
-
 
 @dataclass(frozen=True)
 class ReportData:
@@ -32,6 +30,7 @@ class ReportData:
         metrics: column name -> values of `metrics.csv` (None where nothing was logged).
         phases: the phase of every row of `metrics.csv`.
         settings: the search's configuration, flat: dotted key -> value.
+        hardware: content of `hardware.json`, empty when no score needed it.
     """
 
     search_dir: Path
@@ -45,33 +44,38 @@ class ReportData:
     metrics: dict[str, list[float | None]]
     phases: list[str]
     settings: dict[str, Any]
+    hardware: Entry
+
+    @cached_property
+    def by_id(self) -> dict[int, Entry]:
+        """Candidates by id."""
+        return {c["id"]: c for c in self.candidates}
 
     @cached_property
     def scores_of(self) -> dict[tuple[int, ...], Entry]:
         """Genome -> its scores in the journal."""
         return {tuple(c["genome"]): c["scores"] for c in self.candidates}
 
-    @property
+    @cached_property
+    def whole(self) -> list[Entry]:
+        """Candidates that were scored to the end."""
+        return [c for c in self.candidates if c["stopped"] is None]
+
+    @cached_property
+    def score_names(self) -> list[str]:
+        """Every score that some candidate has, those of hurdles aside."""
+        names = dict.fromkeys(name for c in self.whole or self.candidates for name in c["scores"])
+        return [name for name in names if not name.startswith("divergence_")]
+
+    @cached_property
     def targets(self) -> list[str]:
         """Names of the targets, in the files' order."""
         return list(dict.fromkeys([*self.finalists, *self.front]))
 
-    @property
-    def axes(self) -> tuple[str, str]:
-        """The objectives of the front's picture: cost along x, quality along y."""
-        names = list(dict.fromkeys(name for c in self.candidates for name in c["scores"])) or [
-            "size_mb",
-            "loss",
-        ]
-        y = "loss" if "loss" in names else names[0]
-        others = [name for name in names if name != y]
-        x = "size_mb" if "size_mb" in others else (others or names)[0]
-        return x, y
-
-    @property
-    def budget(self) -> float | None:
-        """The upper bound of the cost axis, where the settings name one."""
-        return number(self.settings.get(f"budget.{self.axes[0]}"))
+    def under(self, prefix: str) -> dict[str, Any]:
+        """Return the settings below a dotted key, by the rest of their keys."""
+        start = prefix + "."
+        return {key.removeprefix(start): value for key, value in self.settings.items() if key.startswith(start)}
 
 
 def read_report_data(search_dir: Path) -> ReportData:
@@ -96,6 +100,7 @@ def read_report_data(search_dir: Path) -> ReportData:
         metrics=metrics,
         phases=phases,
         settings=_read_settings(search_dir / "config.yaml"),
+        hardware=_read_optional(search_dir / "hardware.json"),
     )
 
 
@@ -156,59 +161,6 @@ def lookup(entry: Entry, *path: str) -> float | None:
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return number(value)
-
-
-def label(objective: str) -> str:
-    """Return an objective's name with its unit, for an axis or a column."""
-    if objective.endswith("loss"):
-        return f"{objective.replace('_', ' ')} (nats/token)"
-    for suffix, unit in UNITS.items():
-        if objective.endswith(suffix):
-            return f"{objective.removesuffix(suffix).replace('_', ' ')} ({unit})"
-    return objective.replace("_", " ")
-
-
-def position(data: ReportData, entry: Entry) -> tuple[float | None, float | None]:
-    """Return an entry's place in the front's picture; its quality is the search's score if it has one."""
-    x, y = data.axes
-    # The journal's score, where there is one: finalists are judged again on more rows than the search used.
-    searched = data.scores_of.get(tuple(entry.get("genome") or ()), {})
-    quality = lookup({**searched, **entry["scores"]}, y)
-    return lookup(entry, "scores", x), lookup(entry, "inherited", f"valid_{y}") if quality is None else quality
-
-
-def shipped(entry: Entry) -> Entry:
-    """Return the scores of the weights that are shipped: fine-tuned if they exist, else inherited."""
-    return entry.get("fine_tuned") or entry.get("inherited") or {}
-
-
-def measured(entry: Entry, cost: str) -> float | None:
-    """Return what the target's runtime measured, under whichever name the target gives it."""
-    return lookup(entry, "measured", cost)
-
-
-def is_measured(entry: Entry) -> bool:
-    """Say whether the target's runtime timed this entry."""
-    return measured(entry, "decode_ms") is not None
-
-
-def perplexity(loss: float | None) -> float | None:
-    """Return exp(loss)."""
-    return None if loss is None else math.exp(min(loss, 700))  # exp(710) is no float
-
-
-def best_finalist(data: ReportData, target: str) -> Entry | None:
-    """Return the finalist with the lowest valid loss: choosing by test loss would overfit to test."""
-    scored = [e for e in data.finalists.get(target, []) if lookup(shipped(e), "valid_loss") is not None]
-    return min(scored, key=lambda e: shipped(e)["valid_loss"], default=None)
-
-
-def rival(data: ReportData, target: str, finalist: Entry) -> Entry | None:
-    """Return the baseline nearest in size, uniform formats first: the net one would ship without a search."""
-    size = lookup(finalist, "scores", "size_mb")
-    sized = [e for e in data.baselines.get(target, []) if lookup(e, "scores", "size_mb") is not None]
-    uniform = [e for e in sized if str(e["name"]).startswith("uniform")] or sized
-    return min(uniform, key=lambda e: abs(e["scores"]["size_mb"] - size), default=None) if size is not None else None
 
 
 def thin(n_items: int, limit: int) -> list[int]:

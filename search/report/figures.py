@@ -5,18 +5,11 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from search.report.data import (
-    Entry,
-    ReportData,
-    is_measured,
-    label,
-    lookup,
-    measured,
-    number,
-    position,
-)
+from search.report.ancestry import changes
+from search.report.data import Entry, ReportData, lookup, number
 from search.report.grids import summary_lines
-from search.report.history import changed_genes
+from search.report.nets import short_name, size_of
+from search.report.scores import axes, bounds, feasible, is_quality, label, objectives, position
 
 FINALIST, BASELINE, FRONT = "#1d5fbf", "#c2570c", "#1c2430"
 CANDIDATE, INFEASIBLE, BUDGET, GRID = "#9aa5b4", "#d3d9e1", "#b42343", "#e8ebef"
@@ -62,12 +55,13 @@ def style_axes(figure: Any, x: str, y: str) -> Any:
     return figure
 
 
-def _points(figure: Any, entries: Sequence[Entry], place: Callable[[Entry], Any], name: str, **style: Any) -> None:
+def add_points(figure: Any, entries: Sequence[Entry], place: Callable[[Entry], Any], name: str, **style: Any) -> None:
     """Add the entries whose place is known as one trace."""
     import plotly.graph_objects as go
 
     texts = style.pop("hover", None) or [None] * len(entries)
     labels = style.pop("labels", None)
+    subplot = {key: style.pop(key) for key in ("row", "col") if key in style}
     known = [(*place(e), e, text) for e, text in zip(entries, texts, strict=True)]
     known = [point for point in known if point[0] is not None and point[1] is not None]
     if not known:
@@ -81,12 +75,13 @@ def _points(figure: Any, entries: Sequence[Entry], place: Callable[[Entry], Any]
             hoverinfo="text" if known[0][3] else "x+y+name",
             text=[escape(labels(p[2])) for p in known] if labels else None,
             **{"mode": "markers", "cliponaxis": False, **style},
-        )
+        ),
+        **subplot,
     )
 
 
-def _hover(data: ReportData, entry: Entry) -> str:
-    """What the mouse shows: who it is, what it scores, where it comes from, what it is made of."""
+def hover_text(data: ReportData, entry: Entry, brief: bool = False) -> str:
+    """What the mouse shows: who it is, what it scores, where it comes from and, unless brief, what it is made of."""
     origin = entry.get("lineage") or {}
     parents = ", ".join(map(str, origin.get("parents") or []))
     scores = " · ".join(f"{k} {v:.4g}" for k, v in (entry.get("scores") or {}).items() if number(v) is not None)
@@ -94,66 +89,102 @@ def _hover(data: ReportData, entry: Entry) -> str:
     if "operator" in origin:
         lines.append(f"generation {origin.get('generation', '?')}: {origin['operator']}")
         lines[-1] += f" from {parents}" if parents else ""
-        changed = changed_genes(entry)
+        changed = list(map(str, changes(data.space, data.by_id, entry)))
         lines.append(f"{len(changed)} changed: {', '.join(changed[:3])}{' …' * (len(changed) > 3)}" if changed else "")
-    if entry.get("genome") is not None:
+    if entry.get("genome") is not None and not brief:
         lines += summary_lines(data.space, entry["genome"])
     title = entry.get("name") or f"candidate {entry.get('id')}"
     return "<br>".join([f"<b>{escape(str(title))}</b>", *(escape(line) for line in lines if line)])
 
 
 def front(data: ReportData, target: str) -> Any:
-    """All candidates, the front, the finalists, the baselines and the budget."""
-    x, y = data.axes
-    figure = style_axes(new_figure(480, hovermode="closest"), label(x), f"valid {label(y)}")
-    for feasible, name, style in (
+    """All candidates, the front, the finalists, the baselines and the budgets."""
+    x, y = axes(data, target)
+    figure = style_axes(new_figure(480, hovermode="closest"), label(x), label(y))
+    _add_front(figure, data, target, (x, y))
+    return figure
+
+
+def further_objectives(data: ReportData, target: str) -> Any | None:
+    """The front again, over each objective that its picture leaves out; None where there is none."""
+    from plotly.subplots import make_subplots
+
+    x, y = axes(data, target)
+    # A cost stands below the quality; a second quality stands beside the cost.
+    planes = [(x, name) if is_quality(name) else (name, y) for name in objectives(data, target) if name not in (x, y)]
+    if not planes:
+        return None
+    columns = min(2, len(planes))
+    rows = -(-len(planes) // columns)
+    figure = make_subplots(rows=rows, cols=columns, horizontal_spacing=0.1, vertical_spacing=0.18 / rows)
+    figure.update_layout(look(60 + 340 * rows, hovermode="closest"))
+    style_axes(figure, "", "")
+    for i, plane in enumerate(planes):
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        _add_front(figure, data, target, plane, showlegend=i == 0, **place)
+        figure.update_xaxes(title_text=label(plane[0]), **place)
+        figure.update_yaxes(title_text=label(plane[1]), **place)
+    return figure
+
+
+def _add_front(figure: Any, data: ReportData, target: str, plane: tuple[str, str], **options: Any) -> None:
+    """Draw everything there is over two scores; `options` name the subplot."""
+    where, fits = partial(position, data, plane), feasible(data, target)
+    brief = "row" in options  # the first picture says it all; a second copy would double the page
+    for inside, name, style in (
         (False, "over budget", {"color": INFEASIBLE, "size": 6}),
         (True, "candidates", {"color": CANDIDATE, "size": 6, "opacity": 0.7}),
     ):
-        group = [c for c in data.candidates if bool(c.get("feasible", True)) is feasible]
-        hover = [_hover(data, c) for c in group]
-        _points(figure, group, partial(position, data), name, hover=hover, marker=style)
-    members = sorted(data.front.get(target, []), key=lambda e: position(data, e)[0] or 0)
-    _points(
+        group = [c for c in data.whole if (c["id"] in fits) is inside]
+        hover = [hover_text(data, c, brief) for c in group]
+        add_points(figure, group, where, name, hover=hover, marker=style, legendgroup=name, **options)
+    members = sorted(data.front.get(target, []), key=lambda e: where(e)[0] or 0)
+    # Members that a third objective keeps on the front would make a line jump.
+    flat = set(objectives(data, target)) <= set(plane)
+    add_points(
         figure,
         members,
-        partial(position, data),
+        where,
         "front",
-        hover=[_hover(data, e) for e in members],
-        mode="lines+markers",
+        hover=[hover_text(data, e) for e in members],
+        mode="lines+markers" if flat else "markers",
         line={"color": FRONT, "width": 1.5},
         marker={"color": FRONT, "size": 6},
+        legendgroup="front",
+        **options,
     )
     for entries, name, color, symbol in (
         (data.baselines.get(target, []), "baselines", BASELINE, "diamond"),
         (data.finalists.get(target, []), "finalists", FINALIST, "circle"),
     ):
-        _points(
+        add_points(
             figure,
             entries,
-            partial(position, data),
+            where,
             name,
-            hover=[_hover(data, e) for e in entries],
-            labels=_short_name,
+            hover=[hover_text(data, e) for e in entries],
+            labels=short_name,
             mode="markers+text",
             marker={"color": color, "size": 11, "symbol": symbol, "line": {"color": "#ffffff", "width": 1}},
             textposition="top center",
             textfont={"color": color, "size": 11},
+            legendgroup=name,
+            **options,
         )
-    if data.budget is not None:
-        _bound(figure, data.budget, f"budget {data.budget:g}")
-    return figure
+    subplot = {key: options[key] for key in ("row", "col") if key in options}
+    for axis, score in zip("xy", plane, strict=True):
+        if score in bounds(data, target):
+            _bound(figure, axis, bounds(data, target)[score], **subplot)
 
 
-def _short_name(entry: Entry) -> str:
-    return str(entry.get("name", entry.get("id"))).removeprefix("finalist ").removeprefix("uniform ")
-
-
-def _bound(figure: Any, x: float, text: str) -> None:
-    line = {"color": BUDGET, "width": 1.5, "dash": "dash"}
-    font = {"color": BUDGET, "size": 12}
-    place = "top left"
-    figure.add_vline(x=x, line=line, annotation={"text": text, "font": font}, annotation_position=place)
+def _bound(figure: Any, axis: str, value: float, **subplot: Any) -> None:
+    """Draw a budget across the picture; `axis` is x or y."""
+    style = {
+        "line": {"color": BUDGET, "width": 1.5, "dash": "dash"},
+        "annotation": {"text": f"budget {value:g}", "font": {"color": BUDGET, "size": 12}},
+        "annotation_position": "top left",
+    }
+    (figure.add_vline if axis == "x" else figure.add_hline)(**{axis: value}, **style, **subplot)
 
 
 def test_loss(data: ReportData, target: str) -> Any:
@@ -169,7 +200,7 @@ def test_loss(data: ReportData, target: str) -> Any:
                 figure.add_shape(type="line", x0=before[0], y0=before[1], x1=after[0], y1=after[1], line=line)
         for state, fill in (("inherited", "#ffffff"), ("fine_tuned", color)):
             place, shown = partial(_test_place, state), state.replace("_", "-")
-            _points(
+            add_points(
                 figure,
                 entries,
                 place,
@@ -182,56 +213,19 @@ def test_loss(data: ReportData, target: str) -> Any:
                 textposition="bottom center",
                 textfont={"color": color, "size": 11},
             )
-    if data.budget is not None and data.axes[0] == "size_mb":
-        _bound(figure, data.budget, f"budget {data.budget:g}")
+    if "size_mb" in bounds(data, target):
+        _bound(figure, "x", bounds(data, target)["size_mb"])
     return figure
 
 
 def _test_place(state: str, entry: Entry) -> tuple[float | None, float | None]:
-    return lookup(entry, "scores", "size_mb"), lookup(entry, state, "test_loss")
+    return size_of(entry), lookup(entry, state, "test_loss")
 
 
 def _last_name(state: str, entry: Entry) -> str:
-    return "" if state == "inherited" and entry.get("fine_tuned") else _short_name(entry)
+    return "" if state == "inherited" and entry.get("fine_tuned") else short_name(entry)
 
 
 def _place_text(place: tuple[float | None, float | None]) -> str:
     x, y = place
     return "" if x is None or y is None else f"{x:.3g} MB, test loss {y:.3f}"
-
-
-def measured_front(data: ReportData, target: str) -> Any:
-    """The front again, with the time that was measured on the target in place of the predicted cost."""
-    y = data.axes[1]
-    members = [e for e in data.front.get(target, []) if is_measured(e) and lookup(e, "scores", y) is not None]
-    figure = style_axes(
-        new_figure(380, hovermode="closest"), "decode (ms per token; bar: p50 to p95)", f"valid {label(y)}"
-    )
-    spread = [max(0.0, (measured(e, "decode_p95_ms") or 0) - (measured(e, "decode_ms") or 0)) for e in members]
-    sizes = [lookup(e, "scores", "size_mb") for e in members]
-    _points(
-        figure,
-        members,
-        lambda e: (measured(e, "decode_ms"), lookup(e, "scores", y)),
-        "front member",
-        hover=[_hover(data, e) for e in members],
-        error_x={
-            "array": spread,
-            "arrayminus": [0.0] * len(spread),
-            "color": CANDIDATE,
-            "thickness": 1,
-            "width": 0,
-        },
-        marker={
-            "color": sizes,
-            "colorscale": [[0, "#c9dbf3"], [1, "#123f80"]],
-            "size": 10,
-            "colorbar": {
-                "title": {"text": "size (MB)", "font": {"size": 13}},
-                "thickness": 12,
-                "outlinewidth": 0,
-            },
-        },
-        showlegend=False,
-    )
-    return figure

@@ -1,12 +1,13 @@
-"""The report's figures over time: the search's the gates, the training of the supernet."""
+"""The report's figures over time: the search, the gates, the training of the supernet."""
 
 from html import escape
 from typing import Any
 
-from search.report.data import ReportData, label, thin
-from search.report.figures import FINALIST, SERIES, look, new_figure, style_axes
+from search.report.data import ReportData, thin
+from search.report.figures import SERIES, look, new_figure, style_axes
 from search.report.grids import split_name
 from search.report.history import progress
+from search.report.scores import axes, label, weights
 
 # Cheap choices blue, dear ones red, undecided gates nearly white.
 LEANING = ((0.0, "#1d5fbf"), (0.5, "#f4f5f7"), (1.0, "#b42343"))
@@ -16,25 +17,42 @@ MAX_BANDS = 12
 
 
 def search_progress(data: ReportData) -> Any:
-    """Best feasible score and hypervolume over the evaluations."""
+    """Best fitness where there are weights, best feasible quality and hypervolume, over the evaluations."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    name = data.axes[1]
-    running = progress(data)
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.09)
-    figure.update_layout(look(320, showlegend=False, hovermode="x unified"))
-    steps = thin(len(running.best), MAX_POINTS)
-    for column, (values, color) in enumerate(((running.best, FINALIST), (running.hypervolume, SERIES[2])), start=1):
-        line = {"color": color, "width": 2, "shape": "hv"}
-        x = [i + 1 for i in steps]
-        mode = "lines" if len(steps) > 1 else "markers"
-        trace = go.Scatter(x=x, y=[values[i] for i in steps], line=line, marker={"color": color}, mode=mode)
-        figure.add_trace(trace, row=1, col=column)
+    panels = progress_panels(data)
+    figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.09)
+    figure.update_layout(look(340, hovermode="x unified", showlegend=len(data.targets) > 1))
     style_axes(figure, "evaluations", "")
-    figure.update_yaxes(title_text=f"best valid {label(name)}", col=1)
-    figure.update_yaxes(title_text="hypervolume (share of the box)", rangemode="tozero", col=2)
+    for column, (text, lines) in enumerate(panels, start=1):
+        for i, (target, values) in enumerate(lines.items()):
+            steps = thin(len(values), MAX_POINTS)
+            color = SERIES[i % len(SERIES)]
+            trace = go.Scatter(
+                x=[step + 1 for step in steps],
+                y=[values[step] for step in steps],
+                name=escape(target),
+                legendgroup=target,
+                showlegend=column == 1,
+                line={"color": color, "width": 2, "shape": "hv"},
+                marker={"color": color},
+                mode="lines" if len(steps) > 1 else "markers",
+            )
+            figure.add_trace(trace, row=1, col=column)
+        figure.update_yaxes(title_text=text, col=column)
+    figure.update_yaxes(rangemode="tozero", col=len(panels))
     return figure
+
+
+def progress_panels(data: ReportData) -> list[tuple[str, dict[str, list[float | None]]]]:
+    """Return (title, target -> values after each evaluation) of each panel of the progress; hypervolume is last."""
+    running = {target: progress(data, target) for target in data.targets}
+    panels = [("best fitness", {target: p.fitness for target, p in running.items()})] if weights(data) else []
+    quality = label(axes(data, data.targets[0])[1])
+    panels.append((f"best {quality}", {target: p.best for target, p in running.items()}))
+    panels.append(("hypervolume (share of the box)", {target: p.hypervolume for target, p in running.items()}))
+    return panels
 
 
 def gate_leaning(data: ReportData, budget: int) -> tuple[list[int], list[str], list[list[float]], list[list[str]]]:

@@ -1,34 +1,12 @@
-"""How a search went: its progress, what each operator found, where a finalist comes from."""
+"""How a search went: its progress, how far its candidates came, what each operator found."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from search.report.data import Entry, ReportData, lookup
-
-
-def lineage(data: ReportData, entry: Entry) -> list[Entry]:
-    """Return the main line of ancestors, from the first population to `entry`.
-
-    A child of two parents continues with the one that differs in fewer genes.
-    """
-    by_id = {c["id"]: c for c in data.candidates}
-    line: list[Entry] = []
-    current = by_id.get(entry.get("id"))
-    while current is not None and current not in line:
-        line.append(current)
-        parents = [by_id[i] for i in current.get("lineage", {}).get("parents") or [] if i in by_id]
-        genome = current["genome"]
-        current = min(
-            parents, key=lambda p: sum(a != b for a, b in zip(p["genome"], genome, strict=True)), default=None
-        )
-    return line[::-1]
-
-
-def changed_genes(candidate: Entry) -> list[str]:
-    """Return the genes that a candidate's operator changed."""
-    return list(candidate.get("lineage", {}).get("changed") or [])
+from search.report.scores import axes, feasible, fitness, weights
 
 
 @dataclass(frozen=True)
@@ -38,22 +16,27 @@ class Progress:
     Attributes:
         best: lowest quality score of a feasible candidate so far.
         hypervolume: share of the box between the best and the worst feasible scores that is dominated so far.
+        fitness: lowest weighted sum of a feasible candidate so far; always None without weights.
     """
 
     best: list[float | None]
     hypervolume: list[float | None]
+    fitness: list[float | None]
 
 
-def progress(data: ReportData) -> Progress:
-    """Return how the best score and the hypervolume grew over the evaluations."""
-    x_name, y_name = data.axes
+def progress(data: ReportData, target: str) -> Progress:
+    """Return how the best score, the hypervolume and the fitness grew over the evaluations."""
+    x_name, y_name = axes(data, target)
+    fits, terms = feasible(data, target), weights(data)
     points = [
-        (lookup(c, "scores", x_name), lookup(c, "scores", y_name)) if c.get("feasible", True) else (None, None)
+        (lookup(c, "scores", x_name), lookup(c, "scores", y_name)) if c["id"] in fits else (None, None)
         for c in data.candidates
     ]
+    sums = [fitness(terms, c) if terms and c["id"] in fits else None for c in data.candidates]
     known = [(x, y) for x, y in points if x is not None and y is not None]
     if not known:
-        return Progress([None] * len(points), [None] * len(points))
+        nothing: list[float | None] = [None] * len(points)
+        return Progress(nothing, nothing, nothing)
     low, high = [tuple(extreme(p[i] for p in known) for i in (0, 1)) for extreme in (min, max)]
     box = (high[0] - low[0]) * (high[1] - low[1])
     front: list[tuple[float, float]] = []
@@ -64,7 +47,17 @@ def progress(data: ReportData) -> Progress:
             front = _with_point(front, (x, y))
         best.append(min((p[1] for p in front), default=None))
         volume.append(_dominated_area(front, high) / box if front and box > 0 else None)
-    return Progress(best, volume)
+    return Progress(best, volume, _running_minimum(sums))
+
+
+def _running_minimum(values: Sequence[float | None]) -> list[float | None]:
+    lowest: float | None = None
+    result: list[float | None] = []
+    for value in values:
+        if value is not None and (lowest is None or value < lowest):
+            lowest = value
+        result.append(lowest)
+    return result
 
 
 def _with_point(front: list[tuple[float, float]], point: tuple[float, float]) -> list[tuple[float, float]]:
@@ -80,11 +73,34 @@ def _dominated_area(front: Sequence[tuple[float, float]], reference: Sequence[fl
     return sum((end - x) * (reference[1] - y) for (x, y), end in zip(front, ends, strict=True))
 
 
-def operator_counts(candidates: Iterable[Entry], front_ids: set[Any]) -> list[tuple[str, int, int, int]]:
-    """Return (operator, evaluated, feasible, on a front) per operator, the most used first."""
-    counts: dict[str, list[int]] = {}
-    for c in candidates:
-        row = counts.setdefault(str(c.get("lineage", {}).get("operator", "?")), [0, 0, 0])
-        for i, hit in enumerate((True, bool(c.get("feasible", True)), c["id"] in front_ids)):
-            row[i] += hit
-    return sorted(((name, *row) for name, row in counts.items()), key=lambda r: (-r[3], -r[1], r[0]))  # type: ignore[misc]
+def end_of(candidate: Entry) -> str:
+    """Return how far a candidate came: `scored`, `failed`, or the hurdle that stopped it."""
+    stopped = candidate["stopped"]
+    if stopped is None:
+        return "scored"
+    return "failed" if str(stopped).startswith("failed") else str(stopped)
+
+
+def ends(candidates: Sequence[Entry]) -> list[str]:
+    """Return the ways in which candidates were stopped: the hurdles in order, then `failed`."""
+    found = {end_of(c) for c in candidates} - {"scored"}
+    return sorted(found, key=lambda end: (end == "failed", len(end), end))
+
+
+def failures(candidates: Sequence[Entry]) -> list[tuple[str, int]]:
+    """Return the reasons of failed candidates, the most frequent first."""
+    return Counter(str(c["stopped"]) for c in candidates if end_of(c) == "failed").most_common()
+
+
+def operator_counts(data: ReportData) -> list[tuple[str, Counter[str]]]:
+    """Return per operator how many candidates were `evaluated`, are `feasible`, on the `front`, and each end.
+
+    Those that brought most to the front come first.
+    """
+    on_front = {entry["id"] for members in data.front.values() for entry in members}
+    counts: dict[str, Counter[str]] = {}
+    for c in data.candidates:
+        counts.setdefault(str(c["lineage"]["operator"]), Counter()).update(
+            {"evaluated": 1, end_of(c): 1, "feasible": int(c["feasible"]), "front": int(c["id"] in on_front)}
+        )
+    return sorted(counts.items(), key=lambda item: (-item[1]["front"], -item[1]["evaluated"], item[0]))

@@ -69,7 +69,12 @@ pre { margin: 0; font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; w
 .code { background: #f5f6f8; border-radius: 6px; padding: 10px 14px; margin: 6px 0 12px; }
 details { margin: 8px 0; } summary { cursor: pointer; }
 figure { margin: 0; }
-@media print { nav { display: none; } h2 { break-after: avoid; } }
+.tall { overflow: auto; max-height: 820px; margin: 4px 0 8px; }
+.tall svg { display: block; font: 12.5px system-ui, "Segoe UI", sans-serif; }
+.dots { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 8px 0 2px; font-size: 13px; }
+.dots i { display: inline-block; width: 10px; height: 10px; border: 1.5px solid; border-radius: 50%; }
+.dots i { margin-right: 6px; }
+@media print { nav { display: none; } .tall { max-height: none; } h2 { break-after: avoid; } }
 """
 
 SORT_SCRIPT = """

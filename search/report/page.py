@@ -8,19 +8,12 @@ from html import escape
 from pathlib import Path
 
 from search.report import figures_over_time
-from search.report.data import (
-    ReportData,
-    best_finalist,
-    label,
-    lookup,
-    number,
-    read_report_data,
-    rival,
-    shipped,
-)
-from search.report.history import operator_counts
+from search.report.data import ReportData, lookup, number, read_report_data
 from search.report.html import Column, Page, Row, format_number, table
+from search.report.nets import best_finalist, rival, shipped, size_of
 from search.report.pictures import write_pictures
+from search.report.progress import add_search
+from search.report.scores import budgets, objectives, words
 from search.report.target import add_target, headline
 from supernet.files import write_text
 
@@ -40,7 +33,7 @@ def write_report(search_dir: Path) -> Path:
     _add_headline(page, data)
     for target in data.targets:
         add_target(page, data, target)
-    _add_search(page, data)
+    add_search(page, data)
     _add_gates(page, data)
     _add_training(page, data)
     _add_settings(page, data)
@@ -58,24 +51,31 @@ def _add_headline(page: Page, data: ReportData) -> None:
             page.add(f"<h1>{escape(prefix)}no finalist has been scored</h1>")
             continue
         page.add(
-            f"<h1>{escape(prefix + headline(finalist))}</h1>",
+            f"<h1>{escape(prefix + headline(data, target, finalist))}</h1>",
             f'<p class="lead">{_comparison(data, target)}</p>',
         )
     facts = [
-        ("budget", _budget(data)),
+        ("minimized", ", ".join(dict.fromkeys(words(n)[0] for t in data.targets for n in objectives(data, t)))),
+        ("budget", "; ".join(_bound(name, bound) for name, bound in budgets(data).items()) or "none"),
         ("strategy", _setting(data, "strategy", "evolution._target_", "evolution.name")),
-        ("evaluations", f"{len(data.candidates):,}"),
+        ("evaluations", _evaluations(data)),
         ("search space", f"{len(data.space)} genes, {data.space.n_genomes:.0e} nets".replace("e+", "e")),
+        ("workers", _setting(data, "workers")),
         ("seed", _setting(data, "seed")),
     ]
+    facts = [(name, value) for name, value in facts if value != "–"]
     cells = "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in facts)
     page.add(f'<div class="facts">{cells}</div>')
 
 
-def _budget(data: ReportData) -> str:
-    if data.budget is None:
-        return "none"
-    return f"{data.budget:g} MB" if data.axes[0] == "size_mb" else f"{label(data.axes[0])} {data.budget:g}"
+def _bound(name: str, bound: float) -> str:
+    plain, unit = words(name)
+    return f"{plain} ≤ {bound:g} {unit}".strip()
+
+
+def _evaluations(data: ReportData) -> str:
+    stopped = len(data.candidates) - len(data.whole)
+    return f"{len(data.candidates):,}" + (f", {stopped:,} of them stopped early" if stopped else "")
 
 
 def _comparison(data: ReportData, target: str) -> str:
@@ -84,8 +84,8 @@ def _comparison(data: ReportData, target: str) -> str:
     baseline = rival(data, target, finalist) if finalist else None
     if finalist is None or baseline is None:
         return "There is no baseline to compare with."
-    text = f"Against {headline(baseline)}"
-    size = finalist["scores"]["size_mb"] / baseline["scores"]["size_mb"] - 1
+    text = f"Against {headline(data, target, baseline)}"
+    size = (size_of(finalist) or 0) / (size_of(baseline) or 1) - 1  # both known, or there were no rival
     text += f" (the baseline nearest in size): {abs(size):.0%} {'smaller' if size < 0 else 'larger'}"
     ours, theirs = lookup(shipped(finalist), "test_loss"), lookup(shipped(baseline), "test_loss")
     if ours is not None and theirs is not None:
@@ -104,18 +104,6 @@ def _setting(data: ReportData, *keys: str) -> str:
             if (name == key or name.endswith(f".{key}")) and value is not None:
                 return str(value).rsplit(".", 1)[-1] if key.endswith("_target_") else str(value)
     return "–"
-
-
-def _add_search(page: Page, data: ReportData) -> None:
-    page.section("Progress of the search", "Search")
-    page.figure(
-        figures_over_time.search_progress(data),
-        "Hypervolume: dominated share of the box between the best and the worst feasible scores.",
-    )
-    front_ids = {entry["id"] for members in data.front.values() for entry in members}
-    columns = [Column("operator"), Column("on the front", 0), Column("evaluated", 0), Column("feasible", 0)]
-    rows = [Row([name, hits, tried, fits]) for name, tried, fits, hits in operator_counts(data.candidates, front_ids)]
-    page.add("<h3>Where the candidates came from</h3>", table(columns, rows))
 
 
 def _add_gates(page: Page, data: ReportData) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from search.report.data import ReportData, label, lookup, position, shipped
+from search.report import scores
+from search.report.data import ReportData, lookup
 from search.report.figures import BASELINE, BUDGET, CANDIDATE, FINALIST, FRONT, GRID, INFEASIBLE, SERIES
-from search.report.figures_over_time import LEANING, gate_leaning
+from search.report.figures_over_time import LEANING, gate_leaning, progress_panels
 from search.report.grids import BLANK, DROPPED, Cell, Grid, column_groups, column_name, grid
-from search.report.history import progress
+from search.report.nets import shipped, short_name, size_of
+from search.report.scores import label
 from supernet.files import replacing
 
 DPI = 150
@@ -49,16 +51,15 @@ def _plain(axes: Any, x: str, y: str, title: str) -> Any:
 
 def front(data: ReportData) -> Any:
     """The front of every target."""
-    x_name, y_name = data.axes
     figure = _figure(8, 4.6 * max(1, len(data.targets)))
     for row, target in enumerate(data.targets):
+        plane = x_name, y_name = scores.axes(data, target)
         axes = figure.add_subplot(len(data.targets), 1, row + 1)
-        _plain(axes, label(x_name), f"valid {label(y_name)}", target)
-        feasible = [c for c in data.candidates if c.get("feasible", True)]
-        over = [c for c in data.candidates if not c.get("feasible", True)]
+        _plain(axes, label(x_name), label(y_name), _plain_text(target))
+        fits = scores.feasible(data, target)
         for entries, name, style in (
-            (over, "over budget", {"color": INFEASIBLE, "s": 14}),
-            (feasible, "candidates", {"color": CANDIDATE, "s": 14}),
+            ([c for c in data.whole if c["id"] not in fits], "over budget", {"color": INFEASIBLE, "s": 14}),
+            ([c for c in data.whole if c["id"] in fits], "candidates", {"color": CANDIDATE, "s": 14}),
             (
                 data.baselines.get(target, []),
                 "baselines",
@@ -66,19 +67,22 @@ def front(data: ReportData) -> Any:
             ),
             (data.finalists.get(target, []), "finalists", {"color": FINALIST, "s": 60, "zorder": 5}),
         ):
-            places = [(*position(data, e), e) for e in entries]
+            places = [(*scores.position(data, plane, e), e) for e in entries]
             places = [p for p in places if p[0] is not None and p[1] is not None]
             if not places:
                 continue
             axes.scatter([p[0] for p in places], [p[1] for p in places], label=name, linewidths=0, **style)
             for x, y, entry in places if "zorder" in style else []:
-                text = str(entry["name"]).removeprefix("finalist ").removeprefix("uniform ")
                 offset = {"xytext": (5, 5), "textcoords": "offset points"}
-                axes.annotate(_plain_text(text), (x, y), fontsize=8, color=style["color"], **offset)
-        line = sorted(p for p in (position(data, e) for e in data.front.get(target, [])) if None not in p)
-        axes.plot([p[0] for p in line], [p[1] for p in line], color=FRONT, lw=1.2, marker=".", label="front")
-        if data.budget is not None:
-            axes.axvline(data.budget, color=BUDGET, ls="--", lw=1.2, label=f"budget {data.budget:g}")
+                axes.annotate(_plain_text(short_name(entry)), (x, y), fontsize=8, color=style["color"], **offset)
+        line = sorted(p for e in data.front.get(target, []) if None not in (p := scores.position(data, plane, e)))
+        flat = set(scores.objectives(data, target)) <= set(plane)  # else a line would jump
+        style = {"color": FRONT, "lw": 1.2 if flat else 0, "marker": ".", "label": "front"}
+        axes.plot([p[0] for p in line], [p[1] for p in line], **style)
+        for name, draw in ((x_name, axes.axvline), (y_name, axes.axhline)):
+            bound = scores.bounds(data, target).get(name)
+            if bound is not None:
+                draw(bound, color=BUDGET, ls="--", lw=1.2, label=f"budget {bound:g}")
         axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -103,7 +107,7 @@ def finalists(data: ReportData) -> Any:
     figure = _figure(side_by_side * max(5.0, 0.72 * n_columns + 1), down * max(1.4, 0.27 * n_rows + 0.5))
     for i, ((name, entry), laid_out) in enumerate(zip(items, grids, strict=True)):
         axes = figure.add_subplot(down, side_by_side, i + 1)
-        size, loss = lookup(entry, "scores", "size_mb"), lookup(shipped(entry), "test_loss")
+        size, loss = size_of(entry), lookup(shipped(entry), "test_loss")
         title = name + (f": {size:.2f} MB" if size is not None else "")
         title += f", test loss {loss:.3f}" if loss is not None else ""
         axes.set_title(_plain_text(title), loc="left", fontsize=10)
@@ -174,15 +178,17 @@ def gates(data: ReportData) -> Any:
 
 
 def search_progress(data: ReportData) -> Any:
-    """Best feasible score and hypervolume over the evaluations."""
-    running = progress(data)
-    figure = _figure(8, 3.2)
-    texts = (f"best valid {label(data.axes[1])}", "hypervolume (share of the box)")
-    for i, (values, text) in enumerate(zip((running.best, running.hypervolume), texts, strict=True)):
-        axes = _plain(figure.add_subplot(1, 2, i + 1), "evaluations", text, "")
-        numbers = [float("nan") if v is None else v for v in values]
-        marker = "o" if len(values) == 1 else None
-        axes.step(range(1, len(values) + 1), numbers, where="post", color=(FINALIST, SERIES[2])[i], marker=marker)
+    """Best fitness where there are weights, best feasible quality and hypervolume, over the evaluations."""
+    panels = progress_panels(data)
+    figure = _figure(4 * len(panels), 3.2)
+    for i, (text, lines) in enumerate(panels):
+        axes = _plain(figure.add_subplot(1, len(panels), i + 1), "evaluations", text, "")
+        for n, (target, values) in enumerate(lines.items()):
+            numbers = [float("nan") if v is None else v for v in values]
+            style = {"color": SERIES[n % len(SERIES)], "marker": "o" if len(values) == 1 else None}
+            axes.step(range(1, len(values) + 1), numbers, where="post", label=_plain_text(target), **style)
+        if i == 0 and len(lines) > 1:
+            axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -48,8 +48,8 @@ def _commands(search_dir: Path, entry: Entry, prompt: str, opened: bool) -> str:
             f"llama = Llama({path!r}, verbose=False)\n"
             f'print(llama({prompt!r}, max_tokens={N_TOKENS})["choices"][0]["text"])'
         )
-    if (search_dir / folder / "hf" / "config.json").exists():
-        blocks.append(_hugging_face(search_dir, (folder / "hf").as_posix(), prompt))
+    for made in sorted((search_dir / folder).glob("*/config.json")):  # hf, pytorch_float32
+        blocks.append(_hugging_face(search_dir, (folder / made.parent.name).as_posix(), prompt))
     if not blocks:
         blocks.append(f"# {folder.as_posix()} is no longer beside this page")
     code = "".join(f'<pre class="code">{escape(block)}</pre>' for block in blocks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,13 +42,29 @@ class Runtime(Target):
 
     Attributes:
         file_name: of the artifact in the folder it is exported to.
+        kv_bytes_per_value: what an entry of the key-value cache takes.
+        hardware: path of a hardware.json measured elsewhere, on the device that counts; None: this machine is it.
     """
 
-    file_name: ClassVar[str]
+    file_name: str
+    kv_bytes_per_value: float
+    hardware: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a measured cost depends on: all settings but those that only say where and how long."""
+        return {k: v for k, v in vars(self).items() if k not in ("name", "timeout_s", "hardware")}
+
+    @abstractmethod
+    def loads(self, path: Path) -> str | None:
+        """Return None when the artifact loads and runs a token, else the reason why not."""
 
     @abstractmethod
     def measure(self, path: Path) -> dict[str, Any]:
-        """Return `built` and what the artifact costs: times in ms, memory in MB; see the target for the keys."""
+        """Return `built` and what the artifact costs: times in ms, memory in MB; see the target for the keys.
+
+        Beside the metrics of `supernet.hardware` there may be `device`, the name of what it ran on.
+        """
 
     @abstractmethod
     def evaluate(self, path: Path, rows: np.ndarray) -> dict[str, float]:

@@ -14,12 +14,14 @@ from supernet.elastic import (
     ElasticModule,
     ElasticRMSNorm,
     Extent,
+    Inventory,
     Linear,
     RMSNorm,
+    add,
     expected,
-    expected_bits,
     extent,
-    norm_bytes,
+    matrices,
+    shares,
 )
 from supernet.errors import UserError
 from supernet.formats import Q4_0, check_formats
@@ -150,18 +152,36 @@ class ElasticAttention(ElasticModule):
         }
         return Attention(self.norm.extract(width), projections, kv, self.head_dim)
 
-    def n_bytes(self, choice: Choices, width: Any) -> Any:
-        """Return the (expected) bytes of norm, q, k, v and o."""
+    def inventory(self, choice: Choices, width: Any) -> Inventory:
+        """Return the (expected) counts of norm, q, k, v, o, heads and what the key-value cache gains by a token."""
         kv = expected(choice["kv_heads"], self.kv_heads)
         per_kv = expected(choice["heads_per_kv"], self.heads_per_kv)
-        qkv_bits = expected_bits(choice["qkv_format"], self.q_proj.formats)
-        o_bits = expected_bits(choice["o_format"], self.o_proj.formats)
-        head = kv * self.head_dim * width
-        return norm_bytes(width) + head * ((per_kv + 2) * qkv_bits + per_kv * o_bits) / 8
+        qkv = shares(choice["qkv_format"], self.qkv_formats)
+        return self._count(kv, kv * per_kv, width, qkv, shares(choice["o_format"], self.o_formats))
 
-    def stand_in_bytes(self, width: Any) -> Any:
-        """Return the bytes of one head of zeros in Q4_0, and its norm."""
-        return norm_bytes(width) + Q4_0().n_bytes(4 * self.head_dim * width)
+    def stand_in(self, width: Any) -> Inventory:
+        """Return the counts of one head of zeros in Q4_0, and its norm."""
+        return self._count(1, 1, width, {Q4_0.name: 1.0}, {Q4_0.name: 1.0})
+
+    def _count(self, kv: Any, heads: Any, width: Any, qkv: Mapping[Value, Any], o: Mapping[Value, Any]) -> Inventory:
+        found: Inventory = {
+            "attention": 1.0,
+            "heads": heads,
+            "kv_values": 2 * kv * self.head_dim,
+            "norm.weights": width,
+        }
+        add(found, matrices((heads + 2 * kv) * self.head_dim, width, qkv))
+        add(found, matrices(width, heads * self.head_dim, o))
+        return found
+
+    def intermediates(self, choice: Choices) -> dict[int, Any]:
+        """Return the sizes of q, k, v and the mixed values together."""
+        found: dict[int, Any] = {}
+        for kv, p in shares(choice["kv_heads"], self.kv_heads).items():
+            for per_kv, q in shares(choice["heads_per_kv"], self.heads_per_kv).items():
+                size = 2 * int(kv) * (int(per_kv) + 1) * self.head_dim
+                found[size] = found.get(size, 0.0) + p * q
+        return found
 
 
 def zero_attention(width: int, head_dim: int, norm_eps: float) -> Attention:

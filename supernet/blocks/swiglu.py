@@ -14,12 +14,14 @@ from supernet.elastic import (
     ElasticModule,
     ElasticRMSNorm,
     Extent,
+    Inventory,
     Linear,
     RMSNorm,
+    add,
     expected,
-    expected_bits,
     extent,
-    norm_bytes,
+    matrices,
+    shares,
 )
 from supernet.errors import UserError
 from supernet.formats import Q4_0, check_formats
@@ -109,16 +111,25 @@ class ElasticSwiGLU(ElasticModule):
             self.down_proj.extract((width,), (hidden,), down),
         )
 
-    def n_bytes(self, choice: Choices, width: Any) -> Any:
-        """Return the (expected) bytes of norm, gate, up and down."""
-        hidden = expected(choice["width"], self.widths)
-        gate_up_bits = expected_bits(choice["gate_up_format"], self.gate_proj.formats)
-        down_bits = expected_bits(choice["down_format"], self.down_proj.formats)
-        return norm_bytes(width) + hidden * width * (2 * gate_up_bits + down_bits) / 8
+    def inventory(self, choice: Choices, width: Any) -> Inventory:
+        """Return the (expected) counts of norm, gate, up and down."""
+        gate_up = shares(choice["gate_up_format"], self.gate_up_formats)
+        down = shares(choice["down_format"], self.down_formats)
+        return self._count(expected(choice["width"], self.widths), width, gate_up, down)
 
-    def stand_in_bytes(self, width: Any) -> Any:
-        """Return the bytes of the narrowest SwiGLU of zeros in Q4_0, and its norm."""
-        return norm_bytes(width) + Q4_0().n_bytes(3 * STAND_IN_WIDTH * width)
+    def stand_in(self, width: Any) -> Inventory:
+        """Return the counts of the narrowest SwiGLU of zeros in Q4_0, and its norm."""
+        return self._count(STAND_IN_WIDTH, width, {Q4_0.name: 1.0}, {Q4_0.name: 1.0})
+
+    def _count(self, hidden: Any, width: Any, gate_up: Mapping[Value, Any], down: Mapping[Value, Any]) -> Inventory:
+        found: Inventory = {"mlp": 1.0, "norm.weights": width}
+        add(found, matrices(2 * hidden, width, gate_up))
+        add(found, matrices(width, hidden, down))
+        return found
+
+    def intermediates(self, choice: Choices) -> dict[int, Any]:
+        """Return the sizes of gate, up and their product together."""
+        return {3 * int(hidden): p for hidden, p in shares(choice["width"], self.widths).items()}
 
 
 def zero_swiglu(width: int, norm_eps: float) -> SwiGLU:

@@ -10,6 +10,7 @@ from search.candidate import Candidate
 from search.journal import Journal
 from supernet.files import read_json, write_json, write_text
 from supernet.genes import Gene, Genome, SearchSpace
+from supernet.hardware import HardwareModel, Probe
 
 FORMATS = ("Q4_0", "Q5_0", "Q8_0", "F16")
 OPERATORS = ("mutate", "cross", "gate mutate")
@@ -46,16 +47,21 @@ class Fixture:
         lists = {"finalists": [self.entry(c, f"finalist {c['id']}", True) for c in self.front[-4:]]}
         lists["baselines"] = [self.uniform(name) for name in FORMATS[:3]]
         lists["baselines"].append(self.entry(self.candidate(self.space.largest, None), "largest F16", False))
-        members = [{**c, "architecture": {}, "measured": self.measured(c)} for c in self.front]
+        members = [{**c, "architecture": {}, "predicted": None, "measured": self.measured(c)} for c in self.front]
         write_json(self.run / "supernet" / "space.json", {"genes": self.space.to_json()})
         write_json(self.search_dir / "front.json", {"targets": dict.fromkeys(targets, members)})
         write_json(self.search_dir / "finalists.json", {"targets": dict.fromkeys(targets, lists)})
-        Journal(self.search_dir / "journal.jsonl", self.space).append([Candidate.from_json(c) for c in self.journal])
+        self.write_journal()
         write_text(self.search_dir / "config.yaml", CONFIG)
         for entry in lists["finalists"]:
             write_text(self.search_dir / str(entry["export"]) / "model.gguf", "")
             write_text(self.search_dir / str(entry["export"]) / "hf" / "config.json", '{"auto_map": {}}')
         self.write_supernet()
+
+    def write_journal(self) -> None:
+        path = self.search_dir / "journal.jsonl"
+        path.unlink(missing_ok=True)
+        Journal(path, self.space).append([Candidate.from_json(c) for c in self.journal])
 
     def candidate(self, genome: Genome, i: int | None) -> dict[str, Any]:
         values = [index / max(1, len(g.choices) - 1) for g, index in zip(self.space, genome, strict=True)]
@@ -68,6 +74,7 @@ class Fixture:
             "scores": scores,
             "violation": max(0.0, size / 1.5 - 1),
             "feasible": size <= 1.5,
+            "stopped": None,
         }
 
     def make_journal(self, n: int) -> list[dict[str, Any]]:
@@ -88,12 +95,13 @@ class Fixture:
                     genome = self.space.replace(genome, lambda gene, index: index // 2)
             else:
                 operator = OPERATORS[i % 3]
-                good = sorted(journal, key=lambda c: c["scores"]["loss"] + 4 * max(0, c["scores"]["size_mb"] - 1.5))
+                told = journal[: i // 20 * 20]  # a generation is asked for at once
+                good = sorted(told, key=lambda c: c["scores"]["loss"] + 4 * max(0, c["scores"]["size_mb"] - 1.5))
                 parents = [good[int(self.rng.integers(8))] for _ in range(1 + (operator == "cross"))]
                 genes = set(self.rng.choice(len(self.space), 3).tolist())
                 genome = self.space.canonical(
                     [
-                        int(self.rng.integers(len(g.choices))) if j in genes else parents[0]["genome"][j]
+                        int(self.rng.integers(len(g.choices))) if j in genes else parents[j % len(parents)]["genome"][j]
                         for j, g in enumerate(self.space)
                     ]
                 )
@@ -147,9 +155,10 @@ class Fixture:
             "name": name,
             "genome": c["genome"],
             "architecture": self.space.decode(tuple(c["genome"])),
-            "scores": {"size_mb": c["scores"]["size_mb"]},
+            "scores": c["scores"] if tuned else {"size_mb": c["scores"]["size_mb"]},
             "inherited": splits(0.0),
             "fine_tuned": splits(0.08) if tuned or name.startswith("uniform") else None,
+            "predicted": None,
             "measured": self.measured(c),
             "export": f"export/{c['id']}" if tuned else None,
             "sample": f"import os\n\n\ndef main(path):\n    return os.path.join(path, '{name}')\n" * 3,
@@ -204,8 +213,81 @@ CONFIG = """\
 run: runs/demo
 search: main
 seed: 7
-threads: 1
-budget: {size_mb: 1.5}
-evolution: {_target_: search.evolution.NSGA2, population: 20}
-objective: [loss, size_mb]
+workers: 2
+budget: {size_mb: 1.5, loss: null, decode_ms: null}
+evolution: {_target_: search.strategies.nsga2.NSGA2, population: 20, fitness: {loss: null}}
+objectives: {loss: {_target_: search.objectives.loss.Loss}, size_mb: {_target_: search.objectives.size_mb.Size}}
+targets: {llama_cpp: {_target_: search.targets.llama_cpp.LlamaCpp, hardware: null}}
+"""
+
+
+class Everything(Fixture):
+    """A run with all there can be: targets here and elsewhere, five objectives, hurdles, failures, weights."""
+
+    TARGETS = ("one_thread", "two_threads", "phone")
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, targets=self.TARGETS)
+        parents = {parent for c in self.journal for parent in c["lineage"]["parents"]}
+        kept = parents | {c["id"] for c in self.front}
+        for c in self.journal:
+            size = c["scores"]["size_mb"]
+            c["scores"] |= {"divergence_1": 0.1, "error": 0.6}
+            for name in self.TARGETS:
+                c["scores"] |= {f"decode_ms@{name}": self.predicted(size, name)["decode_ms"]}
+                c["scores"] |= {f"kv_bytes_per_token@{name}": 512.0 * (1 + c["id"] % 4)}
+            if c["id"] > 20 and c["id"] not in kept:
+                c["stopped"] = ("hurdle 1", "hurdle 2", "failed: 3 workers died on it <i>")[c["id"] % 3]
+                c["feasible"] = False
+                del c["scores"]["loss"], c["scores"]["error"]
+        self.write_journal()
+        scores = {c["id"]: c["scores"] for c in self.journal}
+        for file in ("front.json", "finalists.json"):
+            self.change(file, lambda e: {**e, "scores": scores.get(e["id"], e["scores"])})
+            content = read_json(self.search_dir / file)
+            for name, value in content["targets"].items():
+                for e in value if isinstance(value, list) else [*value["finalists"], *value["baselines"]]:
+                    e["predicted"] = self.predicted(e["scores"]["size_mb"], name)
+                    if name == "phone":
+                        e["measured"] = e["sample"] = e["runtime_test"] = None
+            write_json(self.search_dir / file, content)
+        write_text(self.search_dir / "config.yaml", CONFIG_OF_EVERYTHING)
+        write_json(self.search_dir / "hardware.json", {"targets": {name: self.hardware() for name in self.TARGETS}})
+
+    @staticmethod
+    def hardware() -> dict[str, Any]:
+        inventory = {"Q8_0.weights": 1000.0}
+        probes = [Probe((i,), inventory, {"decode_ms": 1.0, "ttft_ms": 2.0}) for i in range(9)]
+        lost = Probe((9,), inventory, None, "too wide")
+        errors = {"decode_ms": 0.0321, "ttft_ms": 0.011}
+        return HardwareModel({}, errors, [*probes, lost], {"n_threads": 1}, "A <b>CPU</b>").to_json()
+
+    @staticmethod
+    def predicted(size: float, target: str) -> dict[str, float]:
+        slow = {"one_thread": 1.0, "two_threads": 0.6, "phone": 3.0}[target]
+        p50 = slow * (0.42 + 0.5 * size)
+        return {
+            "ttft_ms": 12.3 * slow * size,
+            "decode_ms": p50,
+            "decode_p95_ms": 1.3 * p50,
+            "peak_memory_mb": 31 + 2 * size,
+        }
+
+
+CONFIG_OF_EVERYTHING = """\
+run: runs/demo
+search: main
+seed: 7
+workers: ray
+eval_sequences: 64
+hurdles: {levels: [{sequences: 2, keep: 0.25}, {sequences: 8, keep: 0.4}]}
+budget: {size_mb: 1.5, decode_ms: 1.1, loss: null}
+evolution: {_target_: search.strategies.aging.Aging, fitness: {loss: 1.0, decode_ms: 0.25, error: null}}
+objectives:
+  loss: {_target_: a}
+  size_mb: {_target_: b}
+  decode_ms: {_target_: c}
+  kv_bytes_per_token: {_target_: d}
+  error: {_target_: e}
+targets: {one_thread: {hardware: null}, two_threads: {hardware: null}, phone: {hardware: pi/hardware.json}}
 """

@@ -1,16 +1,20 @@
-"""A candidate's cheap evaluation gives the very numbers that its shipped weights give."""
+"""A candidate's cheap evaluation gives the very numbers that its shipped weights give, whatever was reused."""
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from search.evaluation import Evaluator, FrozenElasticLinear, frozen
-from search.objectives.loss import Loss
-from search.objectives.size import Size
-from supernet.losses import evaluate
+from search.evaluation import RECENT, Evaluator, spread_order
+from search.frozen import FrozenElasticLinear, Network, frozen
+from search.reuse import ReuseCache
+from supernet.losses import evaluate, mean_scores, token_scores
 from supernet.subnet import extract
 
 CPU = torch.device("cpu")
+STREAM = 5 * 16 * 64 * 4  # bytes of the residual stream of all rows in the wider net
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +29,29 @@ def genomes(tiny_supernet):
     return [space.largest, space.smallest, space.cheapest, *drawn]
 
 
+def naive(supernet, genome, evaluator):
+    """Score a genome as its shipped weights would be, in the evaluator's batches."""
+    shipped = extract(supernet, genome).freeze_formats()
+    losses = torch.empty(evaluator.rows[:, 1:].shape)
+    hits = torch.empty(losses.shape, dtype=torch.bool)
+    with torch.no_grad():
+        for batch in evaluator.batches:
+            tokens = evaluator.rows[batch]
+            losses[batch], hits[batch] = token_scores(shipped(tokens[:, :-1]), tokens[:, 1:])
+    return losses, hits
+
+
+def family(space, rng, n):
+    """Return genomes that share beginnings: each differs from an earlier one in few genes."""
+    found = [space.sample(rng)]
+    while len(found) < n:
+        indices = list(found[rng.integers(len(found))])
+        for i in rng.choice(len(space), size=rng.integers(1, 4), replace=False):
+            indices[i] = int(rng.integers(len(space.genes[i].choices)))
+        found.append(space.canonical(indices))
+    return found
+
+
 def test_frozen_weights_give_exactly_the_shipped_logits(tiny_supernet, genomes, rows):
     rounded_once = frozen(tiny_supernet, CPU)
     with torch.inference_mode():
@@ -34,46 +61,171 @@ def test_frozen_weights_give_exactly_the_shipped_logits(tiny_supernet, genomes, 
 
 
 def test_the_score_is_exactly_the_shipped_loss(tiny_supernet, genomes, rows):
-    evaluator = Evaluator(tiny_supernet, rows, 2)
+    evaluator = Evaluator(tiny_supernet, rows, 2, reuse_mb=1)
     for genome in genomes:
-        evaluation = evaluator.evaluation(genome)
         shipped = extract(tiny_supernet, genome).freeze_formats()
-        assert evaluation.quality == evaluate(shipped, rows, 2)
-        assert Loss().score(evaluation) == evaluation.quality[0]
+        assert evaluator.evaluation(genome).quality == evaluate(shipped, rows, 2)
 
 
-def test_size_is_the_supernets(tiny_supernet, genomes, rows):
-    evaluator = Evaluator(tiny_supernet, rows, 2)
-    for genome in genomes:
-        size = Size().score(evaluator.evaluation(genome))
-        assert size == tiny_supernet.n_bytes(tiny_supernet.space.decode(genome)) / 1e6
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    limit=st.sampled_from([0, 1, STREAM // 3, STREAM, 100 * STREAM]),
+    batch_size=st.integers(1, 6),
+    hurdles=st.sampled_from([(), (1,), (2, 3)]),
+)
+def test_reuse_changes_no_bit(tiny_supernet, rows, seed, limit, batch_size, hurdles):
+    rng = np.random.default_rng(seed)
+    evaluator = Evaluator(tiny_supernet, rows, batch_size, reuse_mb=limit / 1e6, hurdles=hurdles)
+    alone = Evaluator(tiny_supernet, rows, batch_size, hurdles=hurdles)
+    for genome in family(tiny_supernet.space, rng, 8):
+        for level in range(len(hurdles)):
+            assert evaluator.divergence(genome, level) == alone.divergence(genome, level)
+        losses, hits = naive(tiny_supernet, genome, evaluator)
+        evaluation = evaluator.evaluation(genome)
+        assert torch.equal(evaluation.losses, losses)
+        assert evaluation.quality == mean_scores(losses, hits)
+        assert evaluator.cache.n_bytes <= limit
+    assert evaluator.cache.peak_bytes <= limit
+
+
+def test_relatives_are_spared_work(tiny_supernet, rows):
+    genomes = family(tiny_supernet.space, np.random.default_rng(0), 20)
+    hits = []
+    for limit in (0, STREAM, 100 * STREAM):
+        evaluator = Evaluator(tiny_supernet, rows, 5, reuse_mb=limit / 1e6)
+        assert all(evaluator.evaluation(genome).quality for genome in genomes)
+        hits.append(evaluator.cache.hits)
+    assert hits[0] == 0 < hits[1] < hits[2]
+
+
+def test_what_is_shared_is_not_computed_again(tiny_supernet, rows, monkeypatch):
+    evaluator = Evaluator(tiny_supernet, rows, 5, reuse_mb=1)
+    blocks = []
+    extracted = Network.block
+    monkeypatch.setattr(Network, "block", lambda self, number: blocks.append(number) or extracted(self, number))
+    space = tiny_supernet.space
+    down = space.position["layers.1.mlp.down_format"]
+    child = tuple(index - (i == down) for i, index in enumerate(space.largest))
+    assert evaluator.evaluation(space.largest).quality and blocks == [0, 1, 2, 3, 4, 5]
+    assert evaluator.evaluation(child).quality and blocks[6:] == [3, 4, 5]
+    dropped = space.replace(child, lambda gene, index: 0 if gene.name == "layers.2.attention.active" else index)
+    assert evaluator.evaluation(dropped).quality and blocks[9:] == [4]
+    n_streams, n_blocks = len(evaluator.cache), len(blocks)
+    assert evaluator.evaluation(dropped).quality and len(blocks) == n_blocks  # token scores are kept
+    assert n_streams == 5 + 2 and evaluator.cache.n_bytes == n_streams * STREAM
+
+
+def test_narrow_nets_have_streams_of_their_own(tiny_supernet, rows):
+    evaluator = Evaluator(tiny_supernet, rows, 5, reuse_mb=1)
+    space = tiny_supernet.space
+    narrow = space.replace(space.largest, lambda gene, index: 0 if gene.name == "d_model" else index)
+    assert evaluator.evaluation(space.largest).quality != evaluator.evaluation(narrow).quality
+    assert evaluator.cache.hits == 0 and evaluator.cache.n_bytes == 5 * (STREAM + STREAM // 2)
+
+
+def test_token_scores_of_long_ago_are_dropped(tiny_supernet, rows):
+    evaluator = Evaluator(tiny_supernet, rows, 5)
+    rng = np.random.default_rng(0)
+    for _ in range(RECENT + 5):
+        assert evaluator.evaluation(tiny_supernet.space.sample(rng)).quality
+    assert len(evaluator._recent) == RECENT
+
+
+def tensors(*names):
+    return [torch.full((256,), float(ord(name))) for name in names]
+
+
+def test_the_longest_path_that_is_held_is_found():
+    cache = ReuseCache(10 * 1024)
+    assert cache.longest(["a", "ab", "abc"]) == (0, None)
+    cache.add(["a", "ab", "abc"], tensors(*"abc"))
+    n, tensor = cache.longest(["a", "ab", "abd"])
+    assert n == 2 and tensor[0] == ord("b")
+    assert (cache.hits, cache.lookups, cache.n_bytes, len(cache)) == (2, 6, 3 * 1024, 3)
+
+
+def test_the_least_recently_used_goes_and_what_proved_useful_stays():
+    cache = ReuseCache(4 * 1024)
+    for name in "abcd":
+        cache.add([name], tensors(name))
+    assert cache.longest(["a"])[0] == 1 and cache.longest(["b"])[0] == 1
+    for name in "efgh":
+        cache.add([name], tensors(name))
+        assert cache.n_bytes == 4 * 1024
+    assert [cache.longest([name])[0] for name in "abcdefgh"] == [1, 1, 0, 0, 0, 0, 1, 1]
+
+
+def test_what_was_dropped_too_early_is_kept_the_second_time():
+    cache = ReuseCache(2 * 1024)
+    for name in "abcadefg":
+        cache.add([name], tensors(name))
+    assert cache.longest(["a"])[0] == 1
+
+
+def test_what_never_fits_is_not_kept():
+    cache = ReuseCache(1023)
+    cache.add(["a"], tensors("a"))
+    assert len(cache) == cache.peak_bytes == 0
 
 
 def test_scores_repeat_in_any_order(tiny_supernet, genomes, rows):
-    first, second = (Evaluator(tiny_supernet, rows, 2) for _ in range(2))
+    first, second = (Evaluator(tiny_supernet, rows, 2, reuse_mb=1) for _ in range(2))
     forward = [first.evaluation(genome).quality for genome in genomes[:6]]
     backward = [second.evaluation(genome).quality for genome in reversed(genomes[:6])]
     assert forward == backward[::-1]
 
 
-def test_a_cheap_score_runs_no_network(tiny_supernet, rows, monkeypatch):
-    monkeypatch.setattr("search.evaluation.extract", None)
-    evaluation = Evaluator(tiny_supernet, rows, 2).evaluation(tiny_supernet.space.largest)
-    assert Size.cheap and not Loss.cheap
-    assert Size().score(evaluation) > 0
+def test_divergence_is_that_from_the_largest_on_the_same_rows(tiny_supernet, genomes, rows):
+    evaluator = Evaluator(tiny_supernet, rows, 2, hurdles=(2, 3))
+    largest = extract(tiny_supernet, tiny_supernet.space.largest).freeze_formats()
+    for genome in genomes:
+        shipped = extract(tiny_supernet, genome).freeze_formats()
+        for level, chosen in enumerate(([0, 4], [0, 4, 2])):
+            with torch.no_grad():
+                teacher, student = (net(rows[chosen, :-1]).log_softmax(-1) for net in (largest, shipped))
+            wanted = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).mean().item()
+            assert evaluator.divergence(genome, level) == pytest.approx(wanted, abs=1e-3)
+    assert abs(evaluator.divergence(tiny_supernet.space.largest, 1)) < 1e-3
 
 
-def test_each_thing_is_computed_once(tiny_supernet, rows, monkeypatch):
-    calls = []
+def test_a_hurdle_leaves_the_rest_to_the_next(tiny_supernet, rows):
+    evaluator = Evaluator(tiny_supernet, rows, 2, hurdles=(1, 3))
+    genome, batches = tiny_supernet.space.smallest, []
+    logits = evaluator._logits
+    evaluator._logits = lambda *args: batches.append(args[-1]) or logits(*args)
+    assert evaluator._largest and batches == [0, 1, 2]
+    for level in (0, 1, 0):
+        assert evaluator.divergence(genome, level) > 0
+    assert evaluator.evaluation(genome).quality and batches[3:] == [0, 1, 2, 3, 4]
+    assert [len(b) for b in evaluator.batches] == [1, 1, 1, 1, 1]
 
-    def counted(*args):
-        calls.append(args)
-        return extract(*args)
 
-    monkeypatch.setattr("search.evaluation.extract", counted)
-    evaluation = Evaluator(tiny_supernet, rows, 2).evaluation(tiny_supernet.space.largest)
-    assert Loss().score(evaluation) == Loss().score(evaluation)
-    assert len(calls) == 1
+def test_hurdles_of_a_short_split_take_what_there_is(tiny_supernet, rows):
+    evaluator = Evaluator(tiny_supernet, rows, 2, hurdles=(2, 9))
+    assert sum(len(batch) for batch in evaluator.batches) == len(rows)
+    assert evaluator.divergence(tiny_supernet.space.smallest, 1) > 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 64, 100])
+def test_any_first_rows_are_spread(n):
+    order = spread_order(n)
+    assert sorted(order) == list(range(n))
+    for first in (2, 4, 8):
+        if 2 * first <= n:
+            assert max(np.diff(sorted(order[:first]))) <= 2 * n / first
+
+
+def test_each_weight_is_rounded_once_per_format(tiny_supernet, rows, genomes):
+    evaluator = Evaluator(tiny_supernet, rows, 2)
+    for genome in genomes:
+        assert evaluator.evaluation(genome).full_precision_loss > 0
+        assert evaluator.evaluation(genome).quality
+    embedding = evaluator.supernet.embedding
+    before = {name: tensor.data_ptr() for name, tensor in embedding.rounded.items()}
+    assert set(before) == {"Q4_0", "Q8_0", "F16"}
+    assert evaluator.evaluation(tiny_supernet.space.smallest).quality
+    assert {name: tensor.data_ptr() for name, tensor in embedding.rounded.items()} == before
 
 
 def test_freezing_leaves_the_supernet_as_it_was(supernet_of, rows):

@@ -1,11 +1,14 @@
 """What we train is what llama.cpp runs: bytes, sizes, logits, perplexity and tokens of shipped GGUF files."""
 
+import ast
 import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,17 +22,31 @@ from torch import nn
 from torch.nn import functional as F
 
 from search.targets.llama_cpp import LlamaCpp
+from search.targets.packing import KV_VALUES_KEY
+from search.targets.remote import export_folder
 from supernet.blocks.attention import ElasticAttention
 from supernet.blocks.swiglu import ElasticSwiGLU
 from supernet.errors import UserError
 from supernet.formats import FORMATS
 from supernet.genes import Architecture
+from supernet.hardware import read_model
 from supernet.model import Supernet
 from supernet.randomness import generator
+from supernet.run import TrainedSupernet
 from supernet.subnet import Decoder, extract
 
 VOCAB, HEAD_DIM, CONTEXT = 300, 32, 128
-QUICK = LlamaCpp("llama_cpp", n_threads=1, prefill_tokens=4, decode_tokens=4, repeats=1, timeout_s=1)
+QUICK_SETTINGS: dict[str, Any] = {
+    "n_threads": 1,
+    "kv_cache": "F16",
+    "prefill_tokens": 4,
+    "decode_tokens": 4,
+    "repeats": 1,
+    "timeout_s": 1,
+    "hardware": None,
+}
+SETTINGS = QUICK_SETTINGS | {"prefill_tokens": 64, "decode_tokens": 16, "repeats": 2, "timeout_s": 60}
+QUICK = LlamaCpp("llama_cpp", **QUICK_SETTINGS)
 Ship = Callable[[Decoder], Path]
 FORMAT_NAMES = ("Q4_0", "Q5_0", "Q8_0", "F16", "F32")
 TEXTS = [
@@ -79,7 +96,7 @@ def tokenizer_json() -> str:
 def target() -> LlamaCpp:
     if importlib.util.find_spec("llama_cpp") is None:  # not importorskip: it must never be loaded here
         pytest.skip("llama-cpp-python is not installed")
-    return LlamaCpp("llama_cpp", n_threads=1, prefill_tokens=64, decode_tokens=16, repeats=2, timeout_s=60)
+    return LlamaCpp("llama_cpp", **SETTINGS)
 
 
 @pytest.fixture
@@ -118,13 +135,32 @@ def test_shipped_bytes_decode_to_the_trained_weights(supernet: Supernet, ship: S
     assert all(t.tensor_type.name == "F32" for t in tensors.values() if "norm" in t.name)
 
 
-def test_file_holds_exactly_the_bytes_the_supernet_counts(supernet: Supernet, ship: Ship) -> None:
+def test_file_holds_exactly_what_the_supernet_counts(supernet: Supernet, ship: Ship) -> None:
     space, rng = supernet.space, generator(0, "sizes")
     genomes = [space.sample(rng) for _ in range(20)]
-    genomes.append(space.encode({**space.decode(space.largest), **ARCHITECTURES["nothing but the embedding"]}))
+    genomes += [space.encode({**space.decode(space.largest), **changes}) for changes in ARCHITECTURES.values()]
     for genome in genomes:
         reader = gguf.GGUFReader(ship(extract(supernet, genome)))
-        assert sum(int(t.n_bytes) for t in reader.tensors) == supernet.n_bytes(space.decode(genome))
+        architecture = space.decode(genome)
+        assert sum(int(t.n_bytes) for t in reader.tensors) == supernet.n_bytes(architecture)
+        found: Counter[str] = Counter({"kv_values": reader.fields[KV_VALUES_KEY].contents()})
+        layers = {t.name.split(".")[1] for t in reader.tensors if t.name.startswith("blk.")}
+        last = f"blk.{len(layers) - 1}.ffn_"
+        for tensor in reader.tensors:
+            name, size = tensor.tensor_type.name, int(tensor.n_elements)
+            if "norm" in tensor.name:
+                found["norm.weights"] += size
+                continue
+            for part in ("", "once.") if tensor.name.startswith((last, "token_embd")) else ("",):
+                found[f"{part}{name}.weights"] += size
+                found[f"{part}{name}.rows"] += int(tensor.shape[1])
+            found["attention"] += tensor.name.endswith("attn_q.weight")
+            found["mlp"] += tensor.name.endswith("ffn_gate.weight")
+            found["heads"] += int(tensor.shape[1]) // HEAD_DIM if tensor.name.endswith("attn_q.weight") else 0
+        counted = supernet.inventory(architecture)
+        assert {name: counted.get(name, 0.0) for name in found} == found
+        kinds = (".weights", ".rows")
+        assert not [k for k, v in counted.items() if v and k.endswith(kinds) and "norm" not in k and k not in found]
 
 
 def off(*parts: str) -> Architecture:
@@ -228,6 +264,72 @@ def test_measure_and_generate(supernet: Supernet, target: LlamaCpp, ship: Ship) 
     assert len({target.generate(path, "", 4, seed=seed, temperature=0) for seed in (3, 9)}) == 1
 
 
+def test_an_8_bit_key_value_cache(supernet: Supernet, target: LlamaCpp, ship: Ship) -> None:
+    eight_bit = LlamaCpp("eight bit", **{**SETTINGS, "kv_cache": "Q8_0"})
+    decoder = subnet(supernet, off("1.attention"))
+    path = ship(decoder)
+    assert eight_bit.kv_bytes_per_value == 34 / 32 and target.kv_bytes_per_value == 2
+    assert eight_bit.measure(path)["kv_bytes_per_token"] == 34 / 32 * (2 * 2 * HEAD_DIM) * 2
+    assert 2e-3 < logit_error(eight_bit, path, decoder) < 3e-2  # it rounds, and not much
+    assert target.settings != eight_bit.settings and "timeout_s" not in target.settings
+
+
+def test_loading_is_tried(supernet: Supernet, target: LlamaCpp, ship: Ship) -> None:
+    path = ship(subnet(supernet, {}))
+    assert target.loads(path) is None
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert "could not load" in str(target.loads(path))
+
+
+def test_a_folder_of_probes_measures_itself(
+    supernet: Supernet, tokenizer_json: str, target: LlamaCpp, tmp_path: Path
+) -> None:
+    folder, short = tmp_path / "probes", LlamaCpp("phone", **{**SETTINGS, "prefill_tokens": 8, "decode_tokens": 4})
+    export_folder(TrainedSupernet(tmp_path, supernet, {}, {}, tokenizer_json), short, folder, 6)
+    plan = json.loads((folder / "probes.json").read_text())
+    (folder / plan["probes"][2]["file"]).write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="not empty"):
+        export_folder(TrainedSupernet(tmp_path, supernet, {}, {}, tokenizer_json), short, folder, 6)
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
+
+    def run_there() -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        command = [sys.executable, "-I", "measure.py"]  # isolated: nothing of ours on the path
+        return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+
+    assert "6 of 6" in run_there().stdout
+    whole = json.loads((elsewhere / "hardware.json").read_text())
+    entry = whole["targets"]["phone"]
+    assert "could not load" in entry["probes"][2]["reason"] and entry["device"]
+    model = read_model(elsewhere / "hardware.json")
+    architecture = supernet.space.decode(supernet.space.largest)
+    assert model.settings == short.settings and len(model.probes) == 6
+    assert model.predict(supernet.inventory(architecture))["decode_ms"] > 0
+    # Killed after two probes, it goes on where it was; probes of another folder are refused.
+    (elsewhere / "hardware.json").write_text(json.dumps({**whole, "targets": {"phone": cut(entry, 2)}}))
+    with pytest.raises(UserError, match="2 of 6 probes"):
+        read_model(elsewhere / "hardware.json")
+    printed = run_there().stdout
+    assert "3 of 6" in printed and "2 of 6" not in printed
+    again = json.loads((elsewhere / "hardware.json").read_text())["targets"]["phone"]
+    assert again["probes"][:2] == entry["probes"][:2] and len(again["probes"]) == 6
+    (elsewhere / "hardware.json").write_text(json.dumps({**whole, "targets": {"phone": {**entry, "settings": {}}}}))
+    assert "holds other probes" in run_there().stderr
+
+
+def cut(entry: dict[str, Any], n: int) -> dict[str, Any]:
+    return {**entry, "probes": entry["probes"][:n]}
+
+
+def test_what_runs_elsewhere_needs_nothing_of_ours() -> None:
+    from search.targets.remote import CHILD
+
+    named = [node for node in ast.walk(ast.parse(CHILD.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in named}
+    top = {str(module).split(".")[0] for module in modules}
+    assert top - set(sys.stdlib_module_names) == {"llama_cpp", "numpy"}
+
+
 def test_damaged_file_is_a_reason_not_a_crash(supernet: Supernet, target: LlamaCpp, ship: Ship) -> None:
     path = ship(subnet(supernet, {}))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -273,8 +375,9 @@ def test_missing_llama_cpp_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_ship_is_refused(supernet: Supernet, tokenizer_json: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="repeats"):
-        LlamaCpp("llama_cpp", n_threads=1, prefill_tokens=4, decode_tokens=4, repeats=0, timeout_s=1)
+    for key, value in (("repeats", 0), ("kv_cache", "Q3_0")):
+        with pytest.raises(UserError, match=f"target.{key}.*conf/target/llama_cpp.yaml"):
+            LlamaCpp("llama_cpp", **{**QUICK_SETTINGS, key: value})
     assert QUICK.supports(supernet.space.decode(supernet.space.largest)) is None
     assert "Q9_9" in str(QUICK.supports({"embedding.format": "Q9_9"}))
     decoder = subnet(supernet, {})

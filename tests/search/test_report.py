@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 
 from search.report import write_report
+from search.report.ancestry import ancestry, changes, parents
 from search.report.data import read_report_data
 from search.report.grids import DROPPED, format_order, grid
-from search.report.history import lineage, progress
+from search.report.history import ends, operator_counts, progress
+from search.report.html import Page
+from search.report.lineage import add_lineage, drawing
+from search.report.scores import axes, bounds, feasible, fitness, objectives, weights
 from supernet.errors import UserError
 from supernet.files import read_json, write_json, write_text
-from tests.search.report_run import FORMATS, Fixture, make_space
+from tests.search.report_run import FORMATS, Everything, Fixture, make_space
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x.png>"
 
@@ -142,26 +147,134 @@ def test_torn_last_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
     assert len(read_report_data(fixture.search_dir).candidates) == 60
 
 
-def test_lineage_ends_in_the_first_population(fixture: Fixture) -> None:
+def test_ancestry_is_complete_and_drawn(fixture: Fixture) -> None:
     data = read_report_data(fixture.search_dir)
-    line = lineage(data, data.finalists["llama_cpp"][0])
-    assert not line[0]["lineage"]["parents"]
-    for parent, child in pairwise(line):
-        assert parent["id"] in child["lineage"]["parents"]
+    for entry in data.finalists["llama_cpp"]:
+        found = ancestry(data, entry)
+        assert found is not None
+        assert not parents(found.line[0])
+        for parent, child in pairwise(found.line):
+            assert parent["id"] in parents(child)
+        for member in found.members.values():
+            assert set(parents(member)) <= set(found.members)
+        svg = drawing(data, "llama_cpp", found)
+        places = {(lane, found.members[i]["lineage"]["generation"]) for i, lane in found.lanes.items()}
+        assert len(places) == len(found.lanes) == len(found.members)  # nobody is missing or covers another
+        assert svg.count("<path") == sum(len(parents(member)) for member in found.members.values())
+        for i in found.members:
+            assert f"candidate {i}, generation" in svg
+
+
+def test_changes_say_what_is_new_and_what_the_other_parent_gave(fixture: Fixture) -> None:
+    data = read_report_data(fixture.search_dir)
+    children = [c for c in data.candidates if len(parents(c)) == 2]
+    given = 0
+    for child in children:
+        architecture = data.space.decode(tuple(child["genome"]))
+        for change in changes(data.space, data.by_id, child):
+            assert architecture[change.gene] == change.after != change.before
+            if change.donor is not None:
+                given += 1
+                assert data.space.decode(tuple(data.by_id[change.donor]["genome"]))[change.gene] == change.after
+    assert given
+
+
+def test_a_long_ancestry_is_cut_and_says_so(fixture: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.report.ancestry.MAX_DRAWN", 1)
+    data = read_report_data(fixture.search_dir)
+    oldest = max(data.candidates, key=lambda c: len(found.members) if (found := ancestry(data, c)) else 0)
+    found = ancestry(data, oldest)
+    assert found is not None
+    assert len(found.lanes) == len(found.line) + 1 < len(found.members)
+    page = Page("test")
+    entry = {**oldest, "name": "finalist"}
+    add_lineage(page, replace(data, finalists={"llama_cpp": [entry]}, baselines={}), "llama_cpp")
+    assert f"{len(found.members) - len(found.lanes)} ancestors farther from it are in the table only" in page.html()
 
 
 def test_progress_never_worsens_and_counts_the_dominated_share(fixture: Fixture) -> None:
     data = read_report_data(fixture.search_dir)
-    running = progress(data)
+    running = progress(data, "llama_cpp")
     volume = [v for v in running.hypervolume if v is not None]
     best = [v for v in running.best if v is not None]
+    assert running.fitness == [None] * len(data.candidates)
     assert volume == sorted(volume)
     assert best == sorted(best, reverse=True)
-    points = np.array([[c["scores"][k] for k in data.axes] for c in data.candidates if c["feasible"]])
+    points = np.array([[c["scores"][k] for k in axes(data, "llama_cpp")] for c in data.candidates if c["feasible"]])
     scaled = (points - points.min(0)) / np.ptp(points, axis=0)
     spots = np.random.default_rng(0).random((20_000, 2))
     share = np.mean([(scaled <= spot).all(1).any() for spot in spots])
     assert volume[-1] == pytest.approx(share, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Everything:
+    return Everything(tmp_path_factory.mktemp("everything"))
+
+
+def test_report_of_everything(everything: Everything) -> None:
+    links = parse(write_report(everything.search_dir))
+    for expected in (
+        "phone was measured on another device (pi/hardware.json)",
+        "size ≤ 1.5 MB; decode p50 ≤ 1.1 ms/token",
+        "The same front over the other objectives",
+        "Predicted against measured",
+        "ms/token (predicted)",
+        "best fitness",
+        "a model fitted to 9 nets measured on A <b>CPU</b> (n_threads 1); 1 more could not be built",
+        "decode p50 3.2%, TTFT 1.1%",
+        "stopped at hurdle 1",
+        "failed: 3 workers died on it <i>",
+        "scored to the end",
+    ):
+        assert expected in links.text + everything.search_dir.joinpath("report.html").read_text()
+    assert all(reference.startswith("#") for reference in links.references)
+    assert "nan" not in links.text
+
+
+def test_scores_of_several_targets_are_told_apart(everything: Everything) -> None:
+    data = read_report_data(everything.search_dir)
+    assert objectives(data, "phone") == ["loss", "size_mb", "decode_ms@phone", "kv_bytes_per_token@phone", "error"]
+    assert axes(data, "phone") == ("size_mb", "loss")
+    assert bounds(data, "phone") == {"size_mb": 1.5, "decode_ms@phone": 1.1}
+    fits = feasible(data, "phone")
+    assert fits < feasible(data, "two_threads")
+    for c in data.whole:
+        small, fast = c["scores"]["size_mb"] <= 1.5, c["scores"]["decode_ms@phone"] <= 1.1
+        assert (c["id"] in fits) == (small and fast)
+
+
+def test_fitness_counts_the_mean_over_targets(everything: Everything) -> None:
+    data = read_report_data(everything.search_dir)
+    scores = data.whole[0]["scores"]
+    decode = [scores[f"decode_ms@{name}"] for name in everything.TARGETS]
+    assert weights(data) == {"loss": 1.0, "decode_ms": 0.25}
+    assert fitness(weights(data), data.whole[0]) == pytest.approx(scores["loss"] + 0.25 * sum(decode) / 3)
+    running = [value for value in progress(data, "one_thread").fitness if value is not None]
+    assert running == sorted(running, reverse=True)
+    stopped = next(c for c in data.candidates if c["stopped"])
+    assert fitness(weights(data), stopped) is None
+
+
+def test_every_candidate_has_one_end(everything: Everything) -> None:
+    data = read_report_data(everything.search_dir)
+    assert ends(data.candidates) == ["hurdle 1", "hurdle 2", "failed"]
+    for _, counts in operator_counts(data):
+        assert counts["evaluated"] == sum(counts[end] for end in ("scored", *ends(data.candidates)))
+
+
+def test_a_search_for_one_score_and_with_nothing_scored_is_reported(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path)
+    for c in fixture.journal:
+        c["scores"] = {"decode_ms": c["scores"]["size_mb"]}
+    fixture.write_journal()
+    for name in ("front.json", "finalists.json"):
+        fixture.change(name, lambda e: {**e, "scores": {"decode_ms": 1.0}})
+    write_report(fixture.search_dir)
+    for c in fixture.journal:
+        c.update(stopped="hurdle 1", feasible=False)
+    fixture.write_journal()
+    assert "60 of them stopped early" in parse(write_report(fixture.search_dir)).text
 
 
 def test_grid_blanks_what_a_dropped_block_leaves_undecided() -> None:

@@ -151,3 +151,28 @@ def test_baselines(toy_space):
 def test_the_largest_is_a_baseline_where_no_uniform_format_reaches_it():
     space = SearchSpace([Gene("a", ("Q4_0", "Q8_0"), "format"), Gene("b", ("Q4_0", "F16"), "format")])
     assert [name for name, _ in space.baselines()] == ["largest", "uniform Q4_0", "smallest"]
+
+
+def test_layers_are_found_by_the_number_in_their_names():
+    space = SearchSpace(
+        [Gene("d", (1, 2), "width")]
+        + [Gene(f"layers.{i}.a.w", (1, 2), "width") for i in range(2)]
+        + [Gene(f"layers.{i}.b.w", (1, 2 + i), "width") for i in range(2)]
+        + [Gene(f"{i}.w", (1, 2), "width") for i in range(10, 13)]
+        + [Gene("experts.0.layers.1.w", (1, 2), "width"), Gene("v2.w", (1,), "width")]
+    )
+    assert space.layers == ((1, 3), (2, 4), (5,), (6,), (7,))
+    assert space.alike == (((5,), (6,), (7,)),)  # layers.0 and layers.1 differ in the choices of b
+
+
+def test_no_layers(toy_space):
+    assert toy_space.layers == toy_space.alike == ()
+
+
+@given(spaces(), SEEDS)
+def test_active_genes_are_those_that_have_an_effect(space, seed):
+    genome = space.sample(np.random.default_rng(seed))
+    active = space.active(genome)
+    for i, gene in enumerate(space):
+        off = gene.needs is not None and space.decode(genome)[gene.needs] == 0
+        assert (i in active) != off

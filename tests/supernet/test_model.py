@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -199,16 +200,38 @@ def small_space_supernet(supernet_of):
     return supernet_of(n_layers=2, width=(32, 64), **changes)
 
 
-def test_expected_bytes_are_the_mean_over_all_subnets(supernet_of):
+def test_an_expected_inventory_is_the_mean_over_all_subnets(supernet_of):
     supernet = small_space_supernet(supernet_of)
     rng = np.random.default_rng(0)
     probabilities = [rng.dirichlet(np.ones(len(gene.choices))) for gene in supernet.space]
-    mean = 0.0
+    mean, mean_bytes = Counter(), 0.0
     for genome in itertools.product(*(range(len(gene.choices)) for gene in supernet.space)):
         p = math.prod(row[i] for row, i in zip(probabilities, genome, strict=True))
-        mean += p * supernet.n_bytes(supernet.space.decode(genome))
+        architecture = supernet.space.decode(genome)
+        for name, count in supernet.inventory(architecture).items():
+            mean[name] += p * count
+        mean_bytes += p * supernet.n_bytes(architecture)
     soft = {gene.name: torch.tensor(p) for gene, p in zip(supernet.space, probabilities, strict=True)}
-    assert supernet.n_bytes(soft).item() == pytest.approx(mean, rel=1e-10)
+    assert supernet.n_bytes(soft).item() == pytest.approx(mean_bytes, rel=1e-10)
+    assert {name: float(count) for name, count in supernet.inventory(soft).items()} == pytest.approx(mean, rel=1e-10)
+    assert {"intermediate", "kv_values", "Q8_0.rows", "once.Q8_0.weights"} <= set(mean)
+
+
+def test_the_largest_intermediate_leaves_out_the_last_ffn(tiny_supernet):
+    space = tiny_supernet.space
+    base = space.decode(space.largest)
+
+    def intermediate(**changes):
+        return tiny_supernet.inventory(base | {f"layers.{k}": v for k, v in changes.items()})["intermediate"]
+
+    attention, narrow = 2 * (4 + 2) * 32, 2 * (2 + 1) * 32
+    assert intermediate() == attention > 3 * 96
+    heads = {f"{i}.attention.kv_heads": 1 for i in range(3)}
+    assert intermediate(**heads) == 3 * 96 > narrow
+    assert intermediate(**heads, **{"0.mlp.width": 32, "1.mlp.width": 64}) == narrow
+    off = {"2.attention.active": 0, "2.mlp.active": 0, "0.mlp.active": 0}
+    assert intermediate(**heads, **off) == narrow  # the FFN of the middle layer has become the last
+    assert tiny_supernet.inventory(space.decode(space.cheapest))["intermediate"] == 0
 
 
 def test_bytes_are_those_of_the_tensors(tiny_supernet):
@@ -222,6 +245,14 @@ def test_bytes_are_those_of_the_tensors(tiny_supernet):
         n_bytes = sum(linear.format.n_bytes(linear.weight.numel()) for linear in subnet.linears())
         n_bytes += sum(4 * p.numel() for name, p in subnet.named_parameters() if "norm" in name)
         assert tiny_supernet.n_bytes(space.decode(genome)) == n_bytes
+        weights = Counter()
+        for linear in subnet.linears():
+            weights[f"{linear.format.name}.weights"] += linear.weight.numel()
+            weights[f"{linear.format.name}.rows"] += len(linear.weight)
+        inventory = tiny_supernet.inventory(space.decode(genome))
+        assert {name: inventory[name] for name in weights} == weights
+        assert inventory["heads"] == sum(layer.attention.heads for layer in subnet.layers)
+        assert inventory["attention"] == inventory["mlp"] == 3
 
 
 def test_stand_ins_of_dropped_blocks(tiny_supernet):

@@ -1,0 +1,68 @@
+"""What is known of a finalist or baseline, and which of them to compare."""
+
+import math
+
+from search.report.data import Entry, ReportData, lookup
+from search.report.scores import fitness, weights
+
+
+def size_of(entry: Entry) -> float | None:
+    """Return a net's size in MB: as scored, else as measured."""
+    scored = lookup(entry, "scores", "size_mb")
+    return lookup(entry, "measured", "size_mb") if scored is None else scored
+
+
+def short_name(entry: Entry) -> str:
+    """Return a name that fits beside a point."""
+    return str(entry.get("name", entry.get("id"))).removeprefix("finalist ").removeprefix("uniform ")
+
+
+def shipped(entry: Entry) -> Entry:
+    """Return the scores of the weights that are shipped: fine-tuned if they exist, else inherited."""
+    return entry.get("fine_tuned") or entry.get("inherited") or {}
+
+
+def measured(entry: Entry, cost: str) -> float | None:
+    """Return what the target's runtime measured."""
+    return lookup(entry, "measured", cost)
+
+
+def predicted(entry: Entry, cost: str) -> float | None:
+    """Return what the target's hardware model predicts."""
+    return lookup(entry, "predicted", cost)
+
+
+def is_measured(entry: Entry) -> bool:
+    """Say whether the target's runtime timed this entry."""
+    return measured(entry, "decode_ms") is not None
+
+
+def perplexity(loss: float | None) -> float | None:
+    """Return exp(loss)."""
+    return None if loss is None else math.exp(min(loss, 700))  # exp(710) is no float
+
+
+def nets_of(data: ReportData, target: str) -> list[tuple[Entry, str]]:
+    """Return finalists and baselines with their kind, by size."""
+    both = [(e, "finalist") for e in data.finalists.get(target, [])]
+    both += [(e, "baseline") for e in data.baselines.get(target, [])]
+    return sorted(both, key=lambda item: size_of(item[0]) or 0)
+
+
+def best_finalist(data: ReportData, target: str) -> Entry | None:
+    """Return the finalist of the lowest fitness, without weights of the lowest valid loss; never by test loss."""
+    terms = weights(data)
+    values = [
+        (fitness(terms, entry) if terms else lookup(shipped(entry), "valid_loss"), entry)
+        for entry in data.finalists.get(target, [])
+    ]
+    known = [(value, entry) for value, entry in values if value is not None]
+    return min(known, key=lambda item: item[0])[1] if known else None
+
+
+def rival(data: ReportData, target: str, finalist: Entry) -> Entry | None:
+    """Return the baseline nearest in size, uniform formats first: the net one would ship without a search."""
+    size = size_of(finalist)
+    sized = [e for e in data.baselines.get(target, []) if size_of(e) is not None]
+    uniform = [e for e in sized if str(e["name"]).startswith("uniform")] or sized
+    return min(uniform, key=lambda e: abs((size_of(e) or 0) - size), default=None) if size is not None else None

@@ -1,0 +1,105 @@
+"""Gates are held to what a net weighs and to what a token takes."""
+
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+
+from supernet.errors import UserError
+from supernet.formats import MB
+from supernet.gates import Gates
+from supernet.hardware import HardwareModel, Probe, probe_genomes
+from supernet.run import gates_json
+from supernet.sandwich import Schedule
+from supernet.training import SupernetTraining, check_budgets
+
+
+@pytest.fixture(scope="module")
+def model(tiny_supernet):
+    """Return a device on which F16 is slow and each block costs."""
+
+    def decode_ms(inventory):
+        slow = inventory.get("F16.weights", 0) + inventory.get("F32.weights", 0)
+        return 0.01 + 0.01 * (inventory["attention"] + inventory["mlp"]) + 1e-6 * slow
+
+    inventories = [tiny_supernet.inventory(tiny_supernet.space.decode(g)) for g in genomes(tiny_supernet)]
+    return HardwareModel.fit([Probe((), i, {"decode_ms": decode_ms(i)}) for i in inventories])
+
+
+def genomes(supernet):
+    return probe_genomes(supernet.space, 40, 0)
+
+
+def training_of(supernet, budgets, gate_every=2):
+    schedule = Schedule(
+        alone_steps=2,
+        joint_steps=60,
+        n_sampled=1,
+        smallest_every=2,
+        student_weight=0.5,
+        gate_every=gate_every,
+        gate_warmup=0.1,
+        hard_after=0.7,
+        temperature=(5.0, 0.5),
+        warmup_steps=2,
+        final_lr=0.1,
+    )
+    gates = Gates(supernet.space, len(budgets), 2.0)
+    adam = partial(torch.optim.AdamW, lr=1e-3)
+    return SupernetTraining(supernet, gates, schedule, adam, 0, budgets, 0.2, 1.0, 0.1)
+
+
+def train(training):
+    batches = torch.randint(50, (training.schedule.steps, 2, 9), generator=torch.Generator().manual_seed(0))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=training.schedule.steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(training, torch.utils.data.DataLoader(list(batches), batch_size=None))
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on loaders
+def test_each_set_of_gates_learns_to_meet_its_own_budget(supernet_of, model):
+    supernet = supernet_of()
+    space = supernet.space
+    small = 0.2 * supernet.n_bytes(space.decode(space.largest)) / MB
+    budgets = check_budgets(space, supernet, [small], [0.06], model)
+    assert [str(budget) for budget in budgets] == [f"{small:g} MB", "0.06 ms"]
+    training = training_of(supernet, budgets)
+    train(training)
+    first, last = training.gate_history[0], training.gate_history[-1]
+    assert len(last["expected_mb"]) == len(last["probabilities"]) == 2 and len(last["expected_ms"]) == 1
+    assert last["expected_ms"][0] <= 0.06 < first["expected_ms"][0]
+    assert last["expected_mb"][0] <= small < first["expected_mb"][0]
+    written = gates_json(training.gates, [small], training.gate_history, [0.06])
+    assert written["budgets_mb"] == [small] and written["budgets_ms"] == [0.06]
+    assert len(written["modes"]) == 2
+
+
+def test_the_expected_time_is_differentiable(tiny_supernet, model):
+    (budget,) = check_budgets(tiny_supernet.space, tiny_supernet, [], [0.05], model)
+    gates = Gates(tiny_supernet.space, 1, 0.0)
+    optimizer = torch.optim.Adam(gates.parameters(), lr=0.1)
+    for _ in range(300):
+        excess = budget.cost(gates.distributions(gates.probabilities()[0])) / budget.bound - 1
+        optimizer.zero_grad()
+        excess.pow(2).backward()
+        optimizer.step()
+    assert budget.cost(gates.distributions(gates.probabilities()[0])).item() == pytest.approx(0.05, rel=0.01)
+
+
+def test_budgets_that_cannot_be_met(tiny_supernet, model):
+    space = tiny_supernet.space
+    with pytest.raises(UserError, match=r"gates.budgets_ms: 9.0 ms cannot be met; subnets take 0.0\d+ to 0.\d+ ms"):
+        check_budgets(space, tiny_supernet, [], [9.0], model)
+    with pytest.raises(UserError, match=r"gates.budgets_mb: 9.0 MB cannot be met"):
+        check_budgets(space, tiny_supernet, [9.0], [0.05], model)
+    for useless in (None, HardwareModel({}, {})):
+        with pytest.raises(UserError, match=r"gates.budgets_ms needs gates.hardware"):
+            check_budgets(space, tiny_supernet, [], [0.05], useless)
+    assert check_budgets(space, tiny_supernet, []) == []
