@@ -132,7 +132,7 @@ class Evolution(ABC):
         return ranks(candidates, self.objectives, self.floors)
 
     def value(self, scores: Mapping[str, Any]) -> Any:
-        """Return the weighted sum of scores (numbers, or arrays of the same shape), none below its floor.
+        """Return the weighted sum of scores (numbers, or arrays of the same shape).
 
         Raises:
             UserError: a weight is on a score that is not there.
@@ -140,7 +140,7 @@ class Evolution(ABC):
         total: Any = 0.0
         for key, weight in self.weights.items():
             names = matching(scores, key)
-            total += weight * sum(np.maximum(scores[n], self.floors.get(n, -np.inf)) for n in names) / len(names)
+            total += weight * sum(scores[n] for n in names) / len(names)
         return total
 
     def best(self, candidates: Sequence[Candidate], n: int) -> list[Candidate]:

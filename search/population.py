@@ -31,13 +31,14 @@ def first_population(
     proposals = [Proposal(genome, Lineage(0, name, seed=seed)) for name, genome in space.baselines()]
     sets: Sequence[Any] = gates["history"][-1]["probabilities"] if gates["history"] else []
     rng = generator(seed, "first population")
-    for budget, mode, rows in zip(gates["budgets_mb"], gates["modes"], sets, strict=False):
+    budgets = [f"{b:g} MB" for b in gates["budgets_mb"]] + [f"{b:g} ms" for b in gates.get("budgets_ms", ())]
+    for budget, mode, rows in zip(budgets, gates["modes"], sets, strict=False):
         genome = shrink(space, space.check(mode), fits, rng)
-        proposals.append(Proposal(genome, Lineage(0, f"gates mode {budget:g} MB", seed=seed)))
+        proposals.append(Proposal(genome, Lineage(0, f"gates mode {budget}", seed=seed)))
         probabilities = dict(zip(gates["genes"], rows, strict=True))
         for _ in range(gate_samples):
             genome = shrink(space, draw(space, probabilities, rng), fits, rng)
-            proposals.append(Proposal(genome, Lineage(0, f"gates sample {budget:g} MB", seed=seed)))
+            proposals.append(Proposal(genome, Lineage(0, f"gates sample {budget}", seed=seed)))
     for _ in range(random):
         genome = shrink(space, space.sample_spread(rng), fits, rng)
         proposals.append(Proposal(genome, Lineage(0, "random", seed=seed)))

@@ -1,7 +1,7 @@
 """What scores a genome, in this process or in a worker: supernet, tokens, objectives, hardware models."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,7 @@ from supernet.run import TrainedSupernet, load_supernet
 from supernet.subnet import extract
 
 HARDWARE = "hardware.json"
+REMEMBERED = 50_000  # genomes whose known scores are kept
 
 
 class Scorer:
@@ -176,7 +177,13 @@ class Scorer:
 
     def known(self, genome: Genome) -> dict[str, float]:
         """Return the scores that cost nothing."""
-        return self._scores(genome, [o for o in self.objectives.values() if o.cheap])
+        return dict(self._known(genome))
+
+    @cached_property
+    def _known(self) -> Callable[[Genome], dict[str, float]]:
+        cheap = [o for o in self.objectives.values() if o.cheap]
+        # A strategy asks for the same pool of genomes many times.
+        return lru_cache(REMEMBERED)(lambda genome: self._scores(genome, cheap))
 
     def fits(self, genome: Genome) -> bool:
         """Return whether a genome meets the budgets that are known without evaluating it."""

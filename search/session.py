@@ -95,10 +95,10 @@ class Search:
 
     def prepare_hardware(self) -> None:
         """Measure what the hardware models are fitted to, unless it is there or no score needs it."""
-        if not self.scorer.needs_hardware:
-            return
-        for target in self.scorer.targets.values():
-            measure_hardware(self.scorer.trained, target, self.folder / HARDWARE, self.config.n_probes, self.config.seed)
+        scorer, config = self.scorer, self.config
+        if scorer.needs_hardware:
+            for target in scorer.targets.values():
+                measure_hardware(scorer.trained, target, self.folder / HARDWARE, config.n_probes, config.seed)
 
     def shipyard(self) -> Shipyard:
         """Return what tunes, measures and ships."""

@@ -131,8 +131,7 @@ class Shipyard:
         return {
             "measured": measured,
             "runtime_test": {**theirs, "our_loss": our_loss, "tokens": rows[:, 1:].numel()},
-            "sample": self.config.prompt
-            + target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed),
+            "sample": self.config.prompt + target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed),
         }
 
     def predicted(self, genome: Genome) -> dict[str, dict[str, float]]:

@@ -139,6 +139,7 @@ class Supernet(nn.Module):
         FFN); and `intermediate`, the largest number of values that a kept block computes per token of a prompt.
         """
         found = self._tensors(choices)
+        add(found, self._once(choices), prefix=ONCE)
         found["d_model"] = expected(choices["d_model"], self.d_model)
         found["intermediate"] = self._largest_intermediate(choices)
         return found
@@ -154,11 +155,8 @@ class Supernet(nn.Module):
         and for attention where it is the first; a layer with neither is left out (but one always stays).
         """
         width = expected(choices["d_model"], self.d_model)
-        formats = shares(choices["embedding.format"], [f.name for f in self.embedding.formats])
-        head = matrices(self.vocab_size, width, formats)
         found: Inventory = {"norm.weights": width}
-        add(found, head)
-        add(found, head, prefix=ONCE)
+        add(found, self._head(choices, width))
         layers = self._layers(choices)
         empty: Any = 1.0  # probability that no layer was kept so far
         for (attention, a_local, a), (mlp, m_local, m) in layers:
@@ -167,16 +165,25 @@ class Supernet(nn.Module):
             add(found, mlp.inventory(m_local, width), m)
             add(found, mlp.stand_in(width), a * (1 - m))
             empty = empty * (1 - a) * (1 - m)
-        (attention, _, _), (mlp, _, _) = layers[0]
-        for block in (attention, mlp):
+        for block, _, _ in layers[0]:
             add(found, block.stand_in(width), empty)
-        add(found, mlp.stand_in(width), empty, ONCE)
-        last: Any = 1.0  # probability that no later layer is kept
-        for (_, _, a), (mlp, m_local, m) in reversed(layers):
-            add(found, mlp.inventory(m_local, width), last * m, ONCE)
-            add(found, mlp.stand_in(width), last * a * (1 - m), ONCE)
-            last = last * (1 - a) * (1 - m)
         return found
+
+    def _once(self, choices: Choices) -> Inventory:
+        """Return what only the last token of a prompt meets: the output projection and the last layer's FFN."""
+        width = expected(choices["d_model"], self.d_model)
+        found = self._head(choices, width)
+        last: Any = 1.0  # probability that no later layer is kept
+        for (_, _, a), (mlp, m_local, m) in reversed(self._layers(choices)):
+            add(found, mlp.inventory(m_local, width), last * m)
+            add(found, mlp.stand_in(width), last * a * (1 - m))
+            last = last * (1 - a) * (1 - m)
+        add(found, mlp.stand_in(width), last)
+        return found
+
+    def _head(self, choices: Choices, width: Any) -> Inventory:
+        formats = shares(choices["embedding.format"], [f.name for f in self.embedding.formats])
+        return matrices(self.vocab_size, width, formats)
 
     def _layers(self, choices: Choices) -> list[tuple[tuple[ElasticModule, Choices, Any], ...]]:
         """Return (block, its choices, probability that it is kept) of attention and mlp of each layer."""

@@ -32,8 +32,10 @@ LAYERS = {
     "search.operators": FOUNDATIONS | {"search.candidate"},
     "search.journal": FOUNDATIONS | {"search.candidate"},
     "search.evolution": FOUNDATIONS | {"search.candidate", "search.operators"},
+    "search.strategies": FOUNDATIONS | {"search.candidate", "search.operators", "search.evolution", "supernet.config"},
 }
 NO_TORCH = ["supernet.genes", "search.candidate", "search.operators", "search.evolution", "search.journal"]
+NO_TORCH += [name for name in FILES if name.startswith("search.strategies")]
 
 
 def is_late(node):
@@ -130,7 +132,9 @@ def test_targets_and_objectives_know_no_stage():
 
 
 def test_strategies_know_no_net():
-    assert not {n for n in reached("search.evolution") if n.startswith("supernet.")} - FOUNDATIONS
+    for module in ["search.evolution", *below("search.strategies")]:
+        others = {n for n in reached(module) if not n.startswith("search.strategies")}
+        assert others <= FOUNDATIONS | {"search.candidate", "search.operators", "search.evolution"}, module
 
 
 def test_nobody_imports_a_script():

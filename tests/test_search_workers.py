@@ -60,15 +60,19 @@ def test_killed_workers_do_not_show(place, undisturbed, workers):
     search, rng = run / "search" / name, random.Random(7)
     script = place.start("search.py", *SETTINGS, f"run={run}", f"search={name}", f"workers={workers}")
     killed, moments = set(), 0
+
+    def alive():
+        return set(workers_of(script)) - killed
+
     for least in sorted(rng.sample(range(100), 5)):
         wait_for(lambda least=least: script.process.exitcode is not None or n_lines(search) >= least)
-        wait_for(lambda: script.process.exitcode is not None or set(workers_of(script)) - killed)
-        alive = set(workers_of(script)) - killed
-        for victim in alive:  # all of them: the search cannot end before others have started
+        wait_for(lambda: script.process.exitcode is not None or alive())
+        victims = alive()
+        for victim in victims:  # all of them: the search cannot end before others have started
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-        killed |= alive
-        moments += bool(alive)
+        killed |= victims
+        moments += bool(victims)
     script.end().fine  # noqa: B018
     assert moments == 5
     assert (search / "journal.jsonl").read_bytes() == undisturbed

@@ -17,6 +17,26 @@ Entry = Mapping[str, Any]  # one candidate, front member, finalist or baseline, 
 
 
 @dataclass(frozen=True)
+class GateSet:
+    """A set of gates: its budget, and what was expected of it at each recorded step.
+
+    Attributes:
+        budget: in `unit`.
+        unit: MB of the net, or ms of a token.
+        expected: size or time in that unit.
+    """
+
+    budget: float
+    unit: str
+    expected: list[float]
+
+    @property
+    def name(self) -> str:
+        """The budget with its unit."""
+        return f"{self.budget:g} {self.unit}"
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything the report is made of.
 
@@ -71,6 +91,16 @@ class ReportData:
     def targets(self) -> list[str]:
         """Names of the targets, in the files' order."""
         return list(dict.fromkeys([*self.finalists, *self.front]))
+
+    @cached_property
+    def gate_sets(self) -> list[GateSet]:
+        """The sets of gates, in the order of their probabilities."""
+        sizes, times = (self.gates.get(key) or [] for key in ("budgets_mb", "budgets_ms"))
+        history = self.gates.get("history") or []
+        if not history:
+            return []
+        sets = [GateSet(b, "MB", [record["expected_mb"][i] for record in history]) for i, b in enumerate(sizes)]
+        return sets + [GateSet(b, "ms", [record["expected_ms"][i] for record in history]) for i, b in enumerate(times)]
 
     def under(self, prefix: str) -> dict[str, Any]:
         """Return the settings below a dotted key, by the rest of their keys."""

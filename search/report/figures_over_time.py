@@ -11,6 +11,7 @@ from search.report.scores import axes, label, weights
 
 # Cheap choices blue, dear ones red, undecided gates nearly white.
 LEANING = ((0.0, "#1d5fbf"), (0.5, "#f4f5f7"), (1.0, "#b42343"))
+EXPECTED = {"MB": "expected size (MB)", "ms": "expected time (ms/token)"}
 MAX_POINTS = 1500  # per line: what a laptop redraws without a pause
 MAX_GATE_STEPS = 120
 MAX_BANDS = 12
@@ -80,13 +81,12 @@ def gates(data: ReportData) -> Any:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    budgets = data.gates["budgets_mb"]
-    n_genes = len(gate_leaning(data, 0)[1])
+    n_sets, n_genes = len(data.gate_sets), len(gate_leaning(data, 0)[1])
     height = 110 + max(6, n_genes) * (15 if n_genes <= 90 else 8)
-    titles = [f"budget {budget:g} MB" for budget in budgets]
-    figure = make_subplots(rows=1, cols=len(budgets), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02)
+    titles = [f"budget {gates.name}" for gates in data.gate_sets]
+    figure = make_subplots(rows=1, cols=n_sets, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02)
     figure.update_layout(look(height), margin_l=190)
-    for column in range(len(budgets)):
+    for column in range(n_sets):
         steps, genes, leaning, texts = gate_leaning(data, column)
         trace = go.Heatmap(
             x=steps,
@@ -109,21 +109,26 @@ def gates(data: ReportData) -> Any:
     return figure
 
 
-def expected_size(data: ReportData) -> Any:
-    """Expected size of each budget's gates over training, against the budget."""
+def expected_cost(data: ReportData, unit: str) -> Any:
+    """Expected size (unit MB) or time (ms) of each set of gates over training, against its budget."""
     import plotly.graph_objects as go
 
     history = data.gates["history"]
-    records = [history[i] for i in thin(len(history), MAX_POINTS)]
-    figure = style_axes(new_figure(320, hovermode="x unified"), "training step", "expected size (MB)")
-    for i, budget in enumerate(data.gates["budgets_mb"]):
+    shown = thin(len(history), MAX_POINTS)
+    figure = style_axes(new_figure(320, hovermode="x unified"), "training step", EXPECTED[unit])
+    for i, gates in enumerate(data.gate_sets):
+        if gates.unit != unit:
+            continue
         color = SERIES[i % len(SERIES)]
-        y = [record["expected_mb"][i] for record in records]
-        mode = "lines" if len(records) > 1 else "markers"
-        line = {"color": color, "width": 2}
-        name = f"gates for {budget:g} MB"
-        figure.add_trace(go.Scatter(x=[r["step"] for r in records], y=y, name=name, line=line, mode=mode))
-        figure.add_hline(y=budget, line={"color": color, "width": 1, "dash": "dash"})
+        trace = go.Scatter(
+            x=[history[k]["step"] for k in shown],
+            y=[gates.expected[k] for k in shown],
+            name=f"gates for {gates.name}",
+            line={"color": color, "width": 2},
+            mode="lines" if len(shown) > 1 else "markers",
+        )
+        figure.add_trace(trace)
+        figure.add_hline(y=gates.budget, line={"color": color, "width": 1, "dash": "dash"})
     return figure
 
 

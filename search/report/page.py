@@ -107,10 +107,11 @@ def _setting(data: ReportData, *keys: str) -> str:
 
 
 def _add_gates(page: Page, data: ReportData) -> None:
-    if not data.gates.get("history") or not data.gates.get("budgets_mb"):
+    if not data.gate_sets:
         return
     page.section("Gates over training", "Gates")
-    page.figure(figures_over_time.expected_size(data), "Dashed: the budgets.")
+    for unit in dict.fromkeys(gates.unit for gates in data.gate_sets):
+        page.figure(figures_over_time.expected_cost(data, unit), "Dashed: the budgets.")
     page.figure(
         figures_over_time.gates(data),
         "Blue: the gate leans to the cheapest choice; red: to the dearest; pale: undecided or in between. "

@@ -7,7 +7,7 @@ from typing import Any
 from search.report import scores
 from search.report.data import ReportData, lookup
 from search.report.figures import BASELINE, BUDGET, CANDIDATE, FINALIST, FRONT, GRID, INFEASIBLE, SERIES
-from search.report.figures_over_time import LEANING, gate_leaning, progress_panels
+from search.report.figures_over_time import EXPECTED, LEANING, gate_leaning, progress_panels
 from search.report.grids import BLANK, DROPPED, Cell, Grid, column_groups, column_name, grid
 from search.report.nets import shipped, short_name, size_of
 from search.report.scores import label
@@ -148,23 +148,20 @@ def gates(data: ReportData) -> Any:
     """Expected size and leaning of the gates over training, one column a budget."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    if not data.gates.get("history"):
+    if not data.gate_sets:
         return None
     colors = LinearSegmentedColormap.from_list("leaning", list(LEANING))
-    budgets = data.gates["budgets_mb"]
+    n_sets = len(data.gate_sets)
     n_genes = len(gate_leaning(data, 0)[1])
-    figure = _figure(3.2 + 3.2 * len(budgets), 3.2 + 0.13 * n_genes)
-    parts = figure.add_gridspec(2, len(budgets), height_ratios=[2.2, max(1.0, 0.13 * n_genes)])
+    figure = _figure(3.2 + 3.2 * n_sets, 3.2 + 0.13 * n_genes)
+    parts = figure.add_gridspec(2, n_sets, height_ratios=[2.2, max(1.0, 0.13 * n_genes)])
     image = heat = None
     steps = [record["step"] for record in data.gates["history"]]
-    for i, budget in enumerate(budgets):
-        axes = _plain(figure.add_subplot(parts[0, i]), "training step", "expected size (MB)", f"budget {budget:g} MB")
-        axes.plot(
-            steps,
-            [record["expected_mb"][i] for record in data.gates["history"]],
-            color=SERIES[i % len(SERIES)],
-        )
-        axes.axhline(budget, color=BUDGET, ls="--", lw=1)
+    for i, one_set in enumerate(data.gate_sets):
+        panel = figure.add_subplot(parts[0, i])
+        axes = _plain(panel, "training step", EXPECTED[one_set.unit], f"budget {one_set.name}")
+        axes.plot(steps, one_set.expected, color=SERIES[i % len(SERIES)])
+        axes.axhline(one_set.budget, color=BUDGET, ls="--", lw=1)
         shown, genes, leaning, _ = gate_leaning(data, i)
         heat = figure.add_subplot(parts[1, i])
         edges = (shown[0], max(shown[-1], shown[0] + 1), n_genes - 0.5, -0.5)

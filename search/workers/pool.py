@@ -231,6 +231,8 @@ class Pool(Workers):
             self._bury(worker, f"no answer in {self._timeout_s:g} s", job)
         elif not any(other.ready for other in self._workers):
             raise UserError(f"{self._named()}: none has started in {self.start_timeout_s:g} s{self._why_none()}")
+        else:
+            worker.since = time.monotonic()  # the others do the work; it may join them yet
 
     def _bury(self, worker: Worker, reason: str, job: _Job) -> None:
         """Remove a worker that died or hangs, and give its task to another."""
@@ -239,7 +241,7 @@ class Pool(Workers):
             job.died(worker.task, reason)
             return
         self._start_deaths += 1
-        if self._start_deaths == MAX_DEATHS:
+        if self._start_deaths >= MAX_DEATHS:
             raise UserError(
                 f"{self._named()}: {MAX_DEATHS} in a row died while they started ({reason}); is there memory for all?"
             )

@@ -1,8 +1,10 @@
 """Strategies on a synthetic space: what a search relies on, and that they are worth having."""
 
+import re
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,3 +383,28 @@ def test_below_a_floor_less_is_no_better():
     front = [Candidate(i, (i,), {"loss": 2.0 - i, "size_mb": float(i)}, 0.0, Lineage(0, "test")) for i in range(3)]
     assert [rank for _, rank, _ in ranks(front, ("loss", "size_mb"), {})] == [0, 0, 0]
     assert [rank for _, rank, _ in ranks(front, ("loss", "size_mb"), {"size_mb": 1.0})] == [1, 0, 0]
+
+
+def test_the_example_of_the_documentation_runs(capsys):
+    page = Path(__file__).parents[2] / "docs" / "search.md"
+    example = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)[1]
+    assert len(example.splitlines()) < 30
+    found = {}
+    exec(compile(example, str(page), "exec"), found)
+    assert len(found["journal"]) == len({c.genome for c in found["journal"]}) == 200
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 10 and all("error" in line for line in lines)
+
+
+def test_a_strategy_as_in_the_documentation():
+    """The one that docs/adding.md adds."""
+    page = Path(__file__).parents[2] / "docs" / "adding.md"
+    code = re.search(r"```python\n(# search/strategies/climbing\.py.*?)```", page.read_text(encoding="utf-8"), re.S)[1]
+    found = {}
+    exec(compile(code, str(page), "exec"), found)
+    climbing = found["HillClimbing"](SPACE, ["loss"], population=2, mutations=2.0)
+    for generation in range(20):
+        proposals = climbing.ask(10, generator(0, "ask", generation))
+        climbing.tell([evaluate(10 * generation + i, p) for i, p in enumerate(proposals)])
+        assert len(climbing.parents) == 1
+    assert climbing.parents[0].scores["loss"] < 0.1

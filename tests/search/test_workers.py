@@ -54,13 +54,10 @@ def pool(request):
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(request):
-    """Fail unless every worker of a test ends with it, and all that they started."""
-    if "pool" in request.fixturenames:
-        request.getfixturevalue("pool")  # Ray's start is not part of the test
-    before = set(worker_pids(os.getpid()))
+def nothing_is_left():
+    """Fail unless every local worker of a test ends with it, and all that it started; Ray keeps some to use again."""
     yield
-    wait_for(lambda: set(worker_pids(os.getpid())) <= before)
+    wait_for(lambda: not worker_pids(os.getpid(), of_ray=False))
 
 
 class Killer(Thread):

@@ -69,13 +69,14 @@ def attempts(folder, number):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def worker_pids(search_pid):
+def worker_pids(search_pid, of_ray=True):
     """Return the processes that work for a search, and what these have started; zombies are none."""
     mark = f"SEARCH_PID={search_pid}".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if mark in path.read_bytes().split(b"\0"):
+            environment = path.read_bytes()
+            if mark in environment.split(b"\0") and (of_ray or b"RAY_RAYLET_PID=" not in environment):
                 found.append(int(path.parent.name))
         except OSError:  # gone, or not ours
             continue
