@@ -163,6 +163,18 @@ def test_what_was_dropped_too_early_is_kept_the_second_time():
     assert cache.longest(["a"])[0] == 1
 
 
+def test_places_are_used_again():
+    cache = ReuseCache(4 * 1024)
+    cache.add(list("abcd"), tensors(*"abcd"))
+    places = {tensor.data_ptr() for tensor in cache._trial.values()}
+    cache.add(list("efg"), tensors(*"efg"))
+    assert {tensor.data_ptr() for tensor in cache._trial.values()} == places and len(cache) == 4
+    cache.add(["wide"], [torch.zeros(2, 256)])
+    assert cache.n_bytes <= cache.limit and cache.longest(["wide"])[1].shape == (2, 256)
+    cache.add(["whole"], [torch.zeros(4, 256)])
+    assert cache.n_bytes == cache.limit and len(cache) == 1
+
+
 def test_what_never_fits_is_not_kept():
     cache = ReuseCache(1023)
     cache.add(["a"], tensors("a"))

@@ -69,8 +69,8 @@ def test_where_too_few_are_near_the_nearest_are_taken():
     assert ids(near_budget(uneven, BUDGET, 2, 0.9)) == [0, 1]
 
 
-def test_every_bound_counts():
-    assert ids(near_budget(LINE, {"size_mb": 10.0, "loss": 10.0}, 1, 0.5)) == [5]
+def test_one_bound_used_up_is_enough():
+    assert ids(near_budget(LINE, {"size_mb": 10.0, "loss": 10.0}, 1, 0.95)) == [0, 10]
 
 
 def test_without_a_budget_all_are_near():
