@@ -206,6 +206,7 @@ class Breeding(Evolution):
         layer_moves: share of the others that copy a layer or swap two, where there are layers.
         level_switches: share of the others that switch levels; the rest mutates.
         mutations: mean number of genes that a mutation changes.
+        late: share of the mutations that leave the genes before a random one alone.
         *args: of `Evolution`.
         **kwargs: of `Evolution`.
     """
@@ -217,13 +218,15 @@ class Breeding(Evolution):
         layer_moves: float,
         level_switches: float,
         mutations: float,
+        late: float = 0.0,
         **kwargs: object,
     ) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        for name, share in (("crossover", crossover), ("layer_moves + level_switches", layer_moves + level_switches)):
+        moved = layer_moves + level_switches
+        for name, share in (("crossover", crossover), ("layer_moves + level_switches", moved), ("late", late)):
             if not 0 <= share <= 1:
                 raise UserError(f"evolution.{name} must be from 0 to 1, got {share}")
-        self.crossover, self.mutations = crossover, mutations
+        self.crossover, self.mutations, self.late = crossover, mutations, late
         moves = layer_moves / 2 if self.space.alike else 0.0
         self.shares = {"copy layer": moves, "swap layers": moves, "switch levels": level_switches}
 
@@ -231,14 +234,15 @@ class Breeding(Evolution):
         """Return a child of parents that `pick` returns."""
         parent = pick()
         if rng.random() >= self.crossover:
-            operator, genome = vary(self.space, parent.genome, self.shares, self.mutations, self.fits, rng)
+            operator, genome = vary(self.space, parent.genome, self.shares, self.mutations, self.fits, rng, self.late)
             return self._child(operator, genome, [parent], rng)
         other = pick()
         if rng.random() < 0.5 and len(self.space.layers) > 1:
             genome = cross_layers(self.space, parent.genome, other.genome, rng)
             if genome not in (parent.genome, other.genome):
                 return self._child("cross layers", genome, [parent, other], rng)
-        genome = mutate(self.space, cross(self.space, parent.genome, other.genome, rng), self.mutations, rng)
+        genome = cross(self.space, parent.genome, other.genome, rng)
+        genome = mutate(self.space, genome, self.mutations, rng, self.late)
         return self._child("cross + mutate", genome, [parent, other], rng)
 
 

@@ -14,7 +14,7 @@ Fits = Callable[[Genome], bool]
 Operator = Callable[[SearchSpace, Genome, Fits, np.random.Generator], Genome]
 
 
-def mutate(space: SearchSpace, genome: Genome, rate: float, rng: np.random.Generator) -> Genome:
+def mutate(space: SearchSpace, genome: Genome, rate: float, rng: np.random.Generator, late: float = 0.0) -> Genome:
     """Return a different genome: one gene or more, of any kind, get another choice.
 
     Args:
@@ -22,12 +22,14 @@ def mutate(space: SearchSpace, genome: Genome, rate: float, rng: np.random.Gener
         genome: the parent.
         rate: mean number of changed genes (1 + Poisson(rate - 1)).
         rng: of this draw.
+        late: chance that the genes before a random one are left alone; activations there can be reused.
     """
     free = [i for i, gene in enumerate(space) if len(gene.choices) > 1]
     for _ in range(100):
-        n = min(len(free), 1 + int(rng.poisson(max(0.0, rate - 1))))
+        part = free[int(rng.integers(len(free))) :] if late and free and rng.random() < late else free
+        n = min(len(part), 1 + int(rng.poisson(max(0.0, rate - 1))))
         indices = list(genome)
-        for i in rng.choice(free, size=n, replace=False):
+        for i in rng.choice(part, size=n, replace=False):
             others = [k for k in range(len(space.genes[i].choices)) if k != indices[i]]
             indices[i] = others[rng.integers(len(others))]
         child = space.canonical(indices)
@@ -133,6 +135,7 @@ def vary(
     rate: float,
     fits: Fits,
     rng: np.random.Generator,
+    late: float = 0.0,
 ) -> tuple[str, Genome]:
     """Return the name of an operator and the child it makes of a genome.
 
@@ -143,6 +146,7 @@ def vary(
         rate: of `mutate`.
         fits: whether a genome meets the budget.
         rng: of this draw.
+        late: of `mutate`.
     """
     point = rng.random()
     for name, share in shares.items():
@@ -152,7 +156,7 @@ def vary(
             if child != genome:
                 return name, child
             break
-    return "mutate", mutate(space, genome, rate, rng)
+    return "mutate", mutate(space, genome, rate, rng, late)
 
 
 def shrink(space: SearchSpace, genome: Genome, fits: Fits, rng: np.random.Generator) -> Genome:

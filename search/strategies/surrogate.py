@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DRAWS, DIRECTIONS = 32, 64  # of the expectation: joint draws from the models, directions of the hypervolume
 ATTEMPTS = 3  # for each member of the pool to be a new one: a pool may come short, where space runs out
+FIXED_COST = 0.15  # of scoring: the output head and the loss, which every candidate pays for
 SHORTLIST = 256  # members of the pool, by what each would add alone, that a batch is chosen from
 
 
@@ -33,23 +34,33 @@ class Surrogate(Breeding):
     Hypervolume is taken along random directions (Deng and Zhang, IEEE TEVC 23(4), 2019), so any number of
     objectives will do. With a fitness there is one direction, and this is expected improvement.
 
+    What a candidate might add is divided by a power of what scoring it costs (expected improvement per cost:
+    Snoek et al., arXiv 1206.2944, section 3.2): activations behind first genes that it shares with a parent, or
+    with the batches that are scored around the same time, need not be computed again.
+
     Args:
         pool: how many genomes are ranked.
         rounds: in how many parts the pool is bred; the best of the parts before are parents as well.
         random: share of the pool that is drawn at random.
         fitted: at most so many candidates are fitted to, the best half and the latest.
+        thrift: power of the cost, 0 where all candidates cost the same; without effect in a space without layers.
         *args: of `Evolution`.
         **kwargs: of `Evolution`.
     """
 
-    def __init__(self, *args: object, pool: int, rounds: int, random: float, fitted: int, **kwargs: object) -> None:
+    def __init__(
+        self, *args: object, pool: int, rounds: int, random: float, fitted: int, thrift: float, **kwargs: object
+    ) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         for name, count, least in (("pool", pool, 1), ("rounds", rounds, 1), ("fitted", fitted, 2)):
             if count < least:
                 raise UserError(f"evolution.{name} must be {least} or more, got {count}")
         if not 0 <= random <= 1:
             raise UserError(f"evolution.random must be from 0 to 1, got {random}")
+        if thrift < 0:
+            raise UserError(f"evolution.thrift must be 0 or more, got {thrift}")
         self.pool, self.rounds, self.random, self.fitted = pool, rounds, random, fitted
+        self.thrift = thrift if self.space.layers else 0.0
         self.told: list[Candidate] = []
 
     def _propose(self, rng: np.random.Generator) -> Proposal:
@@ -69,7 +80,8 @@ class Surrogate(Breeding):
             pool = self._breed_pool(n, taken, forecast, rng)
             if not pool:
                 return []
-            chosen = [pool[i] for i in _choose(forecast, [p.genome for p in pool], n, rng)]
+            near = [c.genome for c in [*self.parents, *self.told[-n:]]]
+            chosen = [pool[i] for i in _choose(forecast, [p.genome for p in pool], near, self.thrift, n, rng)]
         taken.update(p.genome for p in chosen)
         return chosen
 
@@ -109,8 +121,24 @@ class Surrogate(Breeding):
         return Proposal(child.genome, replace(child.lineage, operator=operator, parents=parents, changed=changed))
 
 
-def _choose(forecast: Forecast, genomes: Sequence[Genome], n: int, rng: np.random.Generator) -> list[int]:
-    """Return the indices of up to `n` genomes that together add most to the front, best first."""
+def _choose(
+    forecast: Forecast,
+    genomes: Sequence[Genome],
+    near: Sequence[Genome],
+    thrift: float,
+    n: int,
+    rng: np.random.Generator,
+) -> list[int]:
+    """Return the indices of up to `n` genomes that together add most to the front for their cost, best first.
+
+    Args:
+        forecast: of scores.
+        genomes: to choose from.
+        near: genomes whose activations are likely to be there still.
+        thrift: power of the cost.
+        n: how many.
+        rng: of this draw.
+    """
     points, feasible = forecast.draw(genomes, DRAWS, rng)
     front, reference = forecast.front, forecast.reference
     n_objectives = points.shape[-1]
@@ -121,15 +149,31 @@ def _choose(forecast: Forecast, genomes: Sequence[Genome], n: int, rng: np.rando
         best = _reach(front, reference, directions).max(0)
     reach = _reach(points, reference, directions) * feasible[..., None]  # (draws, genomes, directions)
     alone = np.maximum(reach - best, 0).mean((0, 2))
-    left = np.lexsort((-reach.mean((0, 2)), -alone))[: max(n, SHORTLIST)]  # ties, below, go by this order
+    rows = np.array(genomes)
+    shared = _shared(rows, np.array(near))
+    worth = alone / _cost(shared) ** thrift
+    left = np.lexsort((-reach.mean((0, 2)), -worth))[: max(n, SHORTLIST)]  # ties, below, go by this order
     reach, best = reach[:, left], np.broadcast_to(best, (len(points), DIRECTIONS))
+    rows, shared = rows[left], shared[left]
     chosen: list[int] = []
     for _ in range(min(n, len(left))):
-        gain = np.maximum(reach - best[:, None], 0).mean((0, 2))
+        gain = np.maximum(reach - best[:, None], 0).mean((0, 2)) / _cost(shared) ** thrift
         gain[chosen] = -1.0
         chosen.append(int(gain.argmax()))
         best = np.maximum(best, reach[:, chosen[-1]])
+        shared = np.maximum(shared, _shared(rows, rows[chosen[-1:]]))
     return [int(left[i]) for i in chosen]
+
+
+def _shared(rows: Array, others: Array) -> Array:
+    """Return the share of its first genes that each row has in common with some other, the most there is."""
+    common = np.logical_and.accumulate(rows[:, None] == others, axis=-1).mean(-1)
+    return np.asarray(common.max(1))
+
+
+def _cost(shared: Array) -> Array:
+    """Return what scoring costs, as a share of the cost of a candidate that has nothing in common with others."""
+    return FIXED_COST + (1 - FIXED_COST) * (1 - shared)
 
 
 def _reach(points: Array, reference: Array, directions: Array) -> Array:
