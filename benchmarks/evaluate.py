@@ -11,7 +11,7 @@
   alike: `naive` extracts each candidate, rounds its weights and evaluates it; `exact` rounds each weight once
   and reuses activations; `hurdles` does so behind the hurdles of conf/hurdles/default.yaml. The losses of the
   first two are held against each other, bit for bit, and so are those of the third where it has any. The
-  strategy is told the exact scores. `top_found`: of the best 5 % of all candidates of a search (by excess over
+  strategy is told the exact scores. `speedup_..._with_ask` counts what the strategy thinks, too, in both. `top_found`: of the best 5 % of all candidates of a search (by excess over
   the budget, then non-dominated rank by loss and size, then loss), the share that passed all hurdles when its
   turn came; `top_found_by_crowding` has the crowding distance in the last place, as the search does.
 """
@@ -170,9 +170,12 @@ class Loop:
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         passed: set[int] = set()
+        asking = 0.0
         while len(self.candidates) < n:
             rng = generator(self.seed, "ask", self.strategy.generation)
+            start = clock()
             batch = sorted(self.strategy.ask(self.config.batch, rng), key=lambda p: p.genome)
+            asking += clock() - start
             losses = {}
             for name, score in ways.items():
                 start = clock()
@@ -196,6 +199,9 @@ class Loop:
             "naive_per_s": len(self.candidates) / total["naive"],
             "speedup_exact": total["naive"] / total["exact"],
             "speedup_hurdles": total["naive"] / total["hurdles"],
+            "speedup_exact_with_ask": (total["naive"] + asking) / (total["exact"] + asking),
+            "speedup_hurdles_with_ask": (total["naive"] + asking) / (total["hurdles"] + asking),
+            "ask_ms": 1e3 * asking / len(self.candidates),
             "speedup_exact_last_half": _last_half(seconds["naive"]) / _last_half(seconds["exact"]),
             "speedup_hurdles_last_half": _last_half(seconds["naive"]) / _last_half(seconds["hurdles"]),
             "reused_exact": self.exact.cache.hits / self.exact.cache.lookups,

@@ -129,6 +129,8 @@ def _check(search: Search) -> None:
     check_counts(config)
     if not 0 <= config.finalist_share <= 1:
         raise UserError(f"finalist_share must be from 0 to 1, got {config.finalist_share} (conf/search.yaml)")
+    if config.reuse_mb < 0:
+        raise UserError(f"reuse_mb must be 0 (nothing is kept) or more, got {config.reuse_mb} (conf/search.yaml)")
     for key in config.first_population:
         if not isinstance(config.first_population[key], int) or config.first_population[key] < 0:
             raise UserError(f"first_population.{key} must be 0 or more, got {config.first_population[key]}")

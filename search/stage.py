@@ -92,7 +92,8 @@ def tune_and_ship(
         costs = {score: bound for score, bound in scorer.bounds(name).items() if score in search.cost_bounds}
         if scorer.fitness:
             feasible = [c for c in _on_target(search, candidates, name) if c.feasible]
-            chosen = search.make_strategy([]).best(feasible, config.n_finalists)
+            value = search.make_strategy([]).value
+            chosen = sorted(feasible, key=lambda c: (value(c.scores), c.id))[: config.n_finalists]
         else:
             near = near_budget(front, costs, config.n_finalists, config.finalist_share)
             chosen = spread(near, scorer.names(name), config.n_finalists)

@@ -53,7 +53,7 @@ class SearchConfig:
     eval_sequences: int
     judge_sequences: int
     eval_batch_size: int
-    reuse_mb: int
+    reuse_mb: float
     n_threads: int
     workers: int | str
     worker_timeout_s: float

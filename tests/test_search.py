@@ -195,6 +195,68 @@ def test_a_missing_token_cache_is_built_again(place):
     assert journal == (place.searched / "journal.jsonl").read_bytes()
 
 
+TARGETS = ("llama_cpp", "llama_cpp_q8_kv")
+MEASURED = (
+    f"target=[{','.join(TARGETS)}]",
+    *(f"targets.{TARGETS[1]}.{key}" for key in ("prefill_tokens=8", "decode_tokens=4", "repeats=1")),
+    "objective=[loss,size_mb,decode_ms]",
+    "budget.decode_ms=9",
+    "hurdles.levels=[{sequences: 2, keep: 0.5}]",
+    "n_probes=6",
+    "finetune.steps=0",
+    "n_finalists=1",
+)
+
+
+def test_hardware_is_measured_once_for_several_targets(place):
+    run = place.searched.parents[1]
+    search, again = (run / "search" / name for name in ("measured", "again"))
+
+    def probes(target):
+        path = search / "hardware.json"
+        return read(path)["targets"].get(target, {"probes": []})["probes"] if path.exists() else []
+
+    moments = (lambda: len(probes(TARGETS[0])) >= 2, lambda: probes(TARGETS[1]), lambda: len(candidates(search)) >= 9)
+    for moment in moments:
+        known = probes(TARGETS[0])
+        assert place.start("search.py", *SEARCH, *MEASURED, f"run={run}", "search=measured").kill_when(moment)
+        assert probes(TARGETS[0])[: len(known)] == known
+    out = place.search(*MEASURED, f"run={run}", "search=measured").fine
+    fronts, finalists = (read(search / f"{name}.json")["targets"] for name in ("front", "finalists"))
+    for target in TARGETS:
+        assert target in out.replace("\n", "")
+        for entry in [*fronts[target], *finalists[target]["finalists"]]:
+            costs = read(search / "hardware.json")["targets"][target]
+            assert entry["scores"][f"decode_ms@{target}"] == entry["predicted"]["decode_ms"] > 0
+            assert entry["predicted"].keys() >= costs["coefficients"].keys()
+            assert entry["stopped"] is None if "stopped" in entry else entry["export"]
+        assert any(entry["measured"] and entry["measured"]["built"] for entry in fronts[target])
+    assert {c["stopped"] for c in candidates(search)} == {None, "hurdle 1"}
+
+    # What was measured decides everything else: with the same hardware.json the same search comes out.
+    again.mkdir()
+    shutil.copy(search / "hardware.json", again)
+    place.search(*MEASURED, f"run={run}", "search=again", "workers=2").fine  # noqa: B018
+    assert (again / "journal.jsonl").read_bytes() == (search / "journal.jsonl").read_bytes()
+
+
+def test_a_weighted_sum_of_scores(place):
+    run = place.searched.parents[1]
+    weights = ("evolution.fitness.loss=1", "evolution.fitness.kv_bytes_per_token=0.001", "evolution.fitness.error=2")
+    quick = ("finetune.steps=0", "n_finalists=2", "budget.quantization_loss=0.5", "objective=[worst_slice_loss,size_mb]")
+    place.search(*weights, *quick, f"run={run}", "search=weighted").fine  # noqa: B018
+    search = run / "search" / "weighted"
+
+    def fitness(entry):
+        scores = entry["scores"]
+        return scores["loss"] + 0.001 * scores["kv_bytes_per_token"] + 2 * scores["error"]
+
+    ranked = sorted((c for c in candidates(search) if c["feasible"]), key=fitness)
+    finalists = read(search / "finalists.json")["targets"]["llama_cpp"]["finalists"]
+    assert [fitness(entry) for entry in finalists] == [fitness(c) for c in ranked[:2]]
+    assert not (search / "hardware.json").exists()
+
+
 def test_a_sweep_of_searches(place):
     run = place.copy_of_trained("sweep")
     quick = (f"run={run}", "seed=0,1", "finetune.steps=0", "n_finalists=1")
