@@ -11,9 +11,10 @@
   alike: `naive` extracts each candidate, rounds its weights and evaluates it; `exact` rounds each weight once
   and reuses activations; `hurdles` does so behind the hurdles of conf/hurdles/default.yaml. The losses of the
   first two are held against each other, bit for bit, and so are those of the third where it has any. The
-  strategy is told the exact scores. `speedup_..._with_ask` counts what the strategy thinks, too, in both. `top_found`: of the best 5 % of all candidates of a search (by excess over
-  the budget, then non-dominated rank by loss and size, then loss), the share that passed all hurdles when its
-  turn came; `top_found_by_crowding` has the crowding distance in the last place, as the search does.
+  strategy is told the exact scores. `speedup_..._with_ask` counts what the strategy thinks, too, in both.
+  `top_found`: of the best 5 % of all candidates of a search (by excess over the budget, then non-dominated
+  rank by loss and size, then loss), the share that passed all hurdles when its turn came;
+  `top_found_by_crowding` has the crowding distance in the last place, as the search does.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """A candidate: genome, scores, lineage."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +56,14 @@ class Candidate:
     stopped: str | None = None
 
     @property
+    def whole(self) -> bool:
+        """Whether it was scored to the end, in numbers."""
+        return self.stopped is None and all(map(math.isfinite, (*self.scores.values(), self.violation)))
+
+    @property
     def feasible(self) -> bool:
         """Whether it was scored to the end and meets every budget."""
-        return self.stopped is None and self.violation == 0
+        return self.whole and self.violation == 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -87,5 +93,5 @@ class Candidate:
                 tuple(lineage["changed"]),
                 int(lineage["seed"]),
             ),
-            content["stopped"],
+            content.get("stopped"),
         )

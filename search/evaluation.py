@@ -66,7 +66,7 @@ class Evaluator:
         costs: Costs | None = None,
         builds: Builds | None = None,
     ) -> None:
-        self.supernet, self.rows = frozen(supernet, rows.device), rows
+        self.trained, self.rows = supernet, rows
         if slices is None:
             slices = torch.arange(len(rows), device=rows.device) * CONTIGUOUS_SLICES // len(rows)
         self.slices = slices if slices.dim() == 2 else slices.unsqueeze(1).expand(-1, rows.shape[1] - 1)
@@ -79,6 +79,11 @@ class Evaluator:
         self._hurdle_batches = [edges.index(n) for n in hurdles]
         self._recent: OrderedDict[Hashable, dict[int, TokenScores]] = OrderedDict()
         self._full_precision: dict[Hashable, float] = {}
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The supernet with rounded weights, on the rows' device: a copy that is made when a net is first run."""
+        return frozen(self.trained, self.rows.device)
 
     def evaluation(self, genome: Genome) -> "Evaluation":
         """Return the evaluation of a genome; what it costs is paid when a score is read."""
@@ -177,7 +182,7 @@ class Evaluation:
     @cached_property
     def architecture(self) -> Architecture:
         """The decoded genome."""
-        space = self.evaluator.supernet.space
+        space = self.evaluator.trained.space
         return space.decode(space.check(self.genome))
 
     @cached_property
@@ -188,7 +193,7 @@ class Evaluation:
     @cached_property
     def size_mb(self) -> float:
         """Bytes of all tensors as shipped, in MB."""
-        return float(self.evaluator.supernet.n_bytes(self.architecture)) / MB
+        return float(self.evaluator.trained.n_bytes(self.architecture)) / MB
 
     @cached_property
     def _token_scores(self) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from search.operators import Fits, cross, cross_layers, difference, mutate, shri
 from supernet.errors import UserError
 from supernet.genes import Genome, SearchSpace
 
-__all__ = ["Breeding", "Evolution", "Fits", "Known", "Order", "matching", "pareto_front", "ranks"]
+__all__ = ["Breeding", "Evolution", "Fits", "Known", "Order", "matching", "pareto_front", "ranks", "weighted"]
 
 Known = Callable[[Genome], Mapping[str, float]]
 Order = tuple[float, float, float]  # compared left to right, smaller is better
@@ -65,6 +65,19 @@ def matching(scores: Collection[str], key: str) -> list[str]:
     if not names:
         raise UserError(f"evolution.fitness.{key}: no such score; candidates have {', '.join(sorted(scores))}")
     return names
+
+
+def weighted(weights: Mapping[str, float], scores: Mapping[str, Any]) -> Any:
+    """Return the weighted sum of scores (numbers, or arrays of the same shape).
+
+    Raises:
+        UserError: a weight is on a score that is not there.
+    """
+    total: Any = 0.0
+    for key, weight in weights.items():
+        names = matching(scores, key)
+        total += weight * sum(scores[n] for n in names) / len(names)
+    return total
 
 
 class Evolution(ABC):
@@ -118,9 +131,12 @@ class Evolution(ABC):
         return proposals + self._fresh(lambda: self._random(rng), n - len(proposals), taken)
 
     def tell(self, candidates: Sequence[Candidate]) -> None:
-        """Take in a batch that was asked for; those that were stopped are never proposed again, nothing else."""
+        """Take in a batch that was asked for.
+
+        Those that were stopped, or have a score that is no finite number, are never proposed again, nothing else.
+        """
         self.seen.update(c.genome for c in candidates)
-        scored = [c for c in candidates if c.stopped is None]
+        scored = [c for c in candidates if c.whole]
         if scored:
             self._select(scored)
         self.generation += 1
@@ -132,16 +148,8 @@ class Evolution(ABC):
         return ranks(candidates, self.objectives, self.floors)
 
     def value(self, scores: Mapping[str, Any]) -> Any:
-        """Return the weighted sum of scores (numbers, or arrays of the same shape).
-
-        Raises:
-            UserError: a weight is on a score that is not there.
-        """
-        total: Any = 0.0
-        for key, weight in self.weights.items():
-            names = matching(scores, key)
-            total += weight * sum(scores[n] for n in names) / len(names)
-        return total
+        """Return the fitness of scores; see `weighted`."""
+        return weighted(self.weights, scores)
 
     def best(self, candidates: Sequence[Candidate], n: int) -> list[Candidate]:
         """Return the `n` best of some candidates, in the order given."""

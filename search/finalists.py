@@ -39,7 +39,7 @@ def near_budget(front: Sequence[Candidate], budget: Mapping[str, float], n: int,
 
     def use(candidate: Candidate) -> float:
         # A net that uses one budget up cannot spend more of the others.
-        return max((candidate.scores[name] / bound for name, bound in budget.items()), default=1.0)
+        return max((candidate.scores[name] / bound if bound else 1.0 for name, bound in budget.items()), default=1.0)
 
     most_first = sorted(front, key=lambda c: (-use(c), c.id))
     used = {c.id for i, c in enumerate(most_first) if i < n or use(c) >= share}

@@ -44,7 +44,7 @@ class FrozenElasticLinear(ElasticLinear):
 
 
 def frozen(supernet: Supernet, device: torch.device) -> Supernet:
-    """Return a copy of the supernet on `device` with every weight rounded once per format.
+    """Return a copy of the supernet on `device` whose weights are rounded once per format, when first needed.
 
     Takes up to (number of formats) x the supernet's float32 bytes on top of the supernet itself.
     """

@@ -46,7 +46,9 @@ def measure_hardware(
     entries = read_entries(path) if path.exists() else {}
     entry, where = entries.get(runtime.name), f"{path} ({runtime.name})"
     if entry is not None and COEFFICIENTS in entry:
-        return model_of(entry, where)
+        model = model_of(entry, where)
+        model.check(trained.supernet.space, where)
+        return model
     if runtime.hardware is not None:
         model = _from_elsewhere(trained, runtime)
     else:
@@ -68,6 +70,7 @@ def measure_hardware(
         entries[runtime.name] = entry
         _measure(trained, runtime, path, entries, genomes)
         model = model_of(entry, where)
+        model.check(trained.supernet.space, where)
     entries[runtime.name] = model.to_json()
     write_entries(path, entries)
     print(f"{runtime.name}: {summary(model)}")
@@ -109,11 +112,14 @@ def _from_elsewhere(trained: TrainedSupernet, runtime: Runtime) -> HardwareModel
     path = Path(str(runtime.hardware))
     model = read_model(path, runtime.name)
     model.check(trained.supernet.space, str(path))
-    if model.kv_bytes_per_value != runtime.kv_bytes_per_value:
-        raise UserError(
-            f"{path} was measured with {model.kv_bytes_per_value:g} bytes per value of the key-value cache,"
-            f" target {runtime.name} has {runtime.kv_bytes_per_value:g}"
-        )
+    ours = {**runtime.settings, "kv_bytes_per_value": runtime.kv_bytes_per_value}
+    theirs = {**model.settings, "kv_bytes_per_value": model.kv_bytes_per_value}
+    for key in sorted(ours.keys() & theirs.keys() - {"repeats"}):
+        if ours[key] != theirs[key]:
+            raise UserError(
+                f"{path} was measured with {key}={theirs[key]}, target {runtime.name} has {ours[key]}"
+                f" (targets.{runtime.name}.{key})"
+            )
     return model
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from search.candidate import Candidate, Lineage
-from search.evolution import ranks
+from search.evolution import ranks, weighted
 from supernet.errors import UserError
 
 Diverge = Callable[[Sequence[int], int], Iterable[float | str]]
@@ -35,6 +35,8 @@ class Hurdles:
     """
 
     def __init__(self, settings: Mapping[str, Any], eval_sequences: int) -> None:
+        if not isinstance(settings, Mapping) or not isinstance(settings.get("levels"), Sequence):
+            raise UserError(f"hurdles.levels must be a list, got {settings} (conf/hurdles/)")
         levels = list(settings["levels"])
         for number, level in enumerate(levels):
             if not isinstance(level, Mapping) or set(level) != {"sequences", "keep"}:
@@ -68,11 +70,13 @@ class Hurdles:
         objectives: Sequence[str],
         violation: Violation,
         floors: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[int]:
         """Return the positions of the candidates that pass a hurdle, in order; at least one does.
 
-        The smaller violation wins, then the non-dominated rank by divergence and known objectives, then the
-        divergence, then who came first.
+        The smaller violation wins, then the non-dominated rank by divergence and known objectives (with weights
+        the fitness, of known scores and the divergence in place of the loss), then the divergence, then who
+        came first.
 
         Args:
             level: of the hurdle, from 0.
@@ -84,12 +88,18 @@ class Hurdles:
             objectives: names of the scores that are minimized.
             violation: of the budgets that are among the scores it is given.
             floors: scores below which there is nothing to gain.
+            weights: of a fitness.
         """
         name = self.name(level)
         reached = [*(s for s in earlier if name in s), *scores]
         visible = [{n: float(v) for n, v in s.items() if n == name or n in known} for s in reached]
         candidates = [Candidate(i, (), s, violation(s), Lineage(0, "")) for i, s in enumerate(visible)]
-        order = ranks(candidates, [name, *(n for n in objectives if n in known)], floors or {})
+        if weights:
+            counted = {key: weight for key, weight in weights.items() if any(n.partition("@")[0] == key for n in known)}
+            counted[name] = weights.get("loss", 1.0)
+            order = [(c.violation, float(weighted(counted, c.scores)), 0.0) for c in candidates]
+        else:
+            order = ranks(candidates, [name, *(n for n in objectives if n in known)], floors or {})
         best = sorted(candidates, key=lambda c: (*order[c.id][:2], c.scores[name], c.id))
         n_earlier = len(reached) - len(scores)
         n_kept = math.ceil(round(self.keep[level] * len(reached), 9))  # 0.15 x 20 is 3, not 3.0000000000000004
@@ -105,6 +115,7 @@ class Hurdles:
         objectives: Sequence[str],
         violation: Violation,
         floors: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | None = None,
         failed: Mapping[int, str] | None = None,
     ) -> dict[int, str]:
         """Take a batch over all hurdles; return by position why candidates go no further.
@@ -121,6 +132,7 @@ class Hurdles:
             objectives: see `survivors`.
             violation: see `survivors`.
             floors: see `survivors`.
+            weights: see `survivors`.
             failed: candidates of the journal that failed, and why; they take part as far as they got.
         """
         out, failures = dict[int, str](), dict(failed or {})
@@ -135,7 +147,7 @@ class Hurdles:
             running = [i for i, s in enumerate(scores) if i not in out and name in s]
             if running:
                 reached = [scores[i] for i in running]
-                kept = self.survivors(level, reached, earlier, known, objectives, violation, floors)
+                kept = self.survivors(level, reached, earlier, known, objectives, violation, floors, weights)
                 passed = {running[k] for k in kept}
                 out |= {i: f"hurdle {level + 1}" for i in running if i not in passed}
         return out | failures

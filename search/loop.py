@@ -1,13 +1,15 @@
 """The search itself: ask, score, append to the journal, tell."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from search.candidate import Candidate, Proposal
 from search.evolution import pareto_front
 from search.journal import Journal
 from search.population import first_population
+from search.scoring import HARDWARE
 from search.session import JOURNAL, Search
-from search.workers import Failed, Workers
+from search.workers import Failed, Result, Workers
 from supernet.cli import progress
 from supernet.errors import UserError
 from supernet.randomness import generator
@@ -38,7 +40,7 @@ def evolve(search: Search) -> list[Candidate]:
             # In order of genome, neighbors share their first layers, whose activations are reused.
             proposals = sorted(proposals, key=lambda p: p.genome)
             batch = journal.candidates[done : done + len(proposals)]  # from before a kill
-            _check_same(journal, batch, proposals)
+            _check_same(search, journal, batch, proposals)
             for candidate in _evaluated(search, workers, proposals, batch, journal.candidates[:done]):
                 journal.append([candidate])
                 batch.append(candidate)
@@ -49,8 +51,14 @@ def evolve(search: Search) -> list[Candidate]:
     return journal.candidates
 
 
-def _check_same(journal: Journal, known: Sequence[Candidate], proposals: Sequence[Proposal]) -> None:
+def _check_same(search: Search, journal: Journal, known: Sequence[Candidate], proposals: Sequence[Proposal]) -> None:
     for candidate, proposal in zip(known, proposals, strict=False):
+        costs = search.scorer.known(proposal.genome).items()
+        if candidate.genome == proposal.genome and any(candidate.scores.get(name) != cost for name, cost in costs):
+            raise UserError(
+                f"{journal.path} does not continue: the costs of candidate {candidate.id} were others; has"
+                f" {HARDWARE} changed? fresh=true starts over"
+            )
         if candidate.genome != proposal.genome:
             raise UserError(
                 f"{journal.path} does not continue: candidate {candidate.id} is not what this version of the program"
@@ -81,7 +89,8 @@ def _evaluated(
 
     def divergences(indices: Sequence[int], level: int) -> list[float | str]:
         results = workers.map([(genomes[i], level) for i in indices])
-        return [f"{FAILED}: {r.reason}" if isinstance(r, Failed) else r[scorer.hurdles.name(level)] for r in results]
+        name = scorer.hurdles.name(level)
+        return [_divergence(result, name) for result in results]
 
     stopped = scorer.hurdles.run(
         scores,
@@ -91,6 +100,7 @@ def _evaluated(
         search.names,
         scorer.violation,
         search.floors,
+        scorer.fitness,
         failed,
     )
     new = range(len(known), len(genomes))
@@ -101,9 +111,18 @@ def _evaluated(
             if isinstance(result, Failed):
                 stopped[i] = f"{FAILED}: {result.reason}"
             else:
-                scores[i] |= result
+                odd = [f"{name} is {score}" for name, score in result.items() if not math.isfinite(score)]
+                scores[i] |= {name: score for name, score in result.items() if math.isfinite(score)}
+                stopped |= {i: f"{FAILED}: {', '.join(odd)}"} if odd else {}
         violation = scorer.violation(scores[i])
         yield Candidate(len(earlier) + i, genomes[i], scores[i], violation, proposals[i].lineage, stopped.get(i))
+
+
+def _divergence(result: Result, name: str) -> float | str:
+    """Return the divergence, or why there is none."""
+    if isinstance(result, Failed):
+        return f"{FAILED}: {result.reason}"
+    return result[name] if math.isfinite(result[name]) else f"{FAILED}: {name} is {result[name]}"
 
 
 def _progress(search: Search, candidates: Sequence[Candidate]) -> dict[str, str]:

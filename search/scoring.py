@@ -69,6 +69,8 @@ class Scorer:
     def fitness(self) -> dict[str, float]:
         """Weights by objective; empty when selection is by the front."""
         weights = self.config.evolution.get("fitness") or {}
+        if not isinstance(weights, Mapping):
+            raise UserError(f"evolution.fitness must map scores to weights, got {weights!r} (conf/evolution/fitness/)")
         return {str(name): number(weights, name) for name in weights if weights[name] is not None}
 
     @cached_property
@@ -93,14 +95,14 @@ class Scorer:
 
     def names(self, target: str) -> list[str]:
         """Return the names of the scores that a front on `target` is made of."""
-        return [self.name_of(self.objectives[build(node).name], target) for node in self.config.objectives.values()]
+        return [self.name_of(self.objectives[str(name)], target) for name in self.config.objectives]
 
     def bounds(self, target: str) -> dict[str, float]:
         """Return the budgets by the name of the score on `target`."""
         return {self.name_of(self.objectives[name], target): bound for name, bound in self.budget.items()}
 
     def violation(self, scores: Mapping[str, float], target: str | None = None) -> float:
-        """Return the sum of relative excesses over the budgets that are among the scores.
+        """Return the sum of relative excesses (over a bound of 0: plain ones) over the budgets among the scores.
 
         Args:
             scores: by name.
@@ -110,7 +112,7 @@ class Scorer:
         if target is None:
             return min(self.violation(scores, name) for name in self.targets)
         bounds = self.bounds(target).items()
-        return sum(max(0.0, scores[name] / bound - 1) for name, bound in bounds if name in scores)
+        return sum(_excess(scores[name], bound) for name, bound in bounds if name in scores)
 
     @cached_property
     def needs_hardware(self) -> bool:
@@ -201,6 +203,10 @@ class Scorer:
         return {name: score for objective in objectives for name, score in objective.scores(evaluation).items()}
 
 
+def _excess(score: float, bound: float) -> float:
+    return max(0.0, score / bound - 1 if bound else score)
+
+
 def make_scorer(spec: Mapping[str, Any]) -> Callable[[Task], dict[str, float]]:
     """Return what scores tasks in a worker process.
 
@@ -209,4 +215,6 @@ def make_scorer(spec: Mapping[str, Any]) -> Callable[[Task], dict[str, float]]:
     """
     config = OmegaConf.create(dict(spec["config"]))
     torch.set_num_threads(config.n_threads)
-    return Scorer(config, Path(spec["folder"])).score
+    scorer = Scorer(config, Path(spec["folder"]))
+    _ = scorer.evaluator.supernet  # now: a worker that dies while it loads says nothing of a candidate
+    return scorer.score

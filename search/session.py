@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -20,13 +21,14 @@ from supernet.config import build, check, check_counts, job_name, plain
 from supernet.errors import UserError
 from supernet.fitting import check_trainer
 from supernet.formats import MB
+from supernet.hardware import MIN_PROBES
 from supernet.run import already_finished, claim, locked
 
 JOURNAL, FRONT, FINALISTS, REPORT = "journal.jsonl", "front.json", "finalists.json", "report.html"
 HERE = ("workers", "ray", "worker_timeout_s", "reuse_mb")  # settings that no result depends on
 
 
-@dataclass(frozen=True)
+@dataclass
 class Search:
     """An opened search.
 
@@ -109,17 +111,25 @@ class Search:
 def opened(config: DictConfig) -> Iterator[Search]:
     """Lock and claim the search directory, having checked what can be checked before anything is spent."""
     folder = Path(config.run) / "search" / job_name(config, "search")
-    settings = plain(config, but=("fresh", "export", *HERE))
+    settings = _settings(config)
     search = Search(config, folder, False, typed_command())
     _check(search)
     torch.set_num_threads(config.n_threads)
     with locked(folder):
-        finished = not config.fresh and already_finished(folder, settings, folder / REPORT, "fresh=true")
-        search.__dict__["finished"] = finished
-        if not finished:
+        search.finished = not config.fresh and already_finished(folder, settings, folder / REPORT, "fresh=true")
+        if not search.finished:
             _ = search.scorer.data  # a lost corpus is noticed before anything is kept
             claim(folder, settings, config.fresh, folder / REPORT, "fresh=true")
         yield search
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """Return the settings that a search may not change; a bound or weight that is not set is none."""
+    settings = plain(config, but=("fresh", "export", *HERE))
+    for unset in (settings, settings["evolution"]):
+        for key in unset.keys() & {"budget", "fitness"}:
+            unset[key] = {name: value for name, value in (unset[key] or {}).items() if value is not None}
+    return settings
 
 
 def _check(search: Search) -> None:
@@ -135,8 +145,8 @@ def _check(search: Search) -> None:
         if not isinstance(config.first_population[key], int) or config.first_population[key] < 0:
             raise UserError(f"first_population.{key} must be 0 or more, got {config.first_population[key]}")
     for name, bound in scorer.budget.items():
-        if bound <= 0:
-            raise UserError(f"budget.{name} must be above 0, got {bound}")
+        if bound < 0:
+            raise UserError(f"budget.{name} must be 0 or more, got {bound}")
     if not config.objectives:
         raise UserError("objective names nothing to minimize: objective=[loss,size_mb] is the default")
     _ = scorer.objectives, scorer.hurdles
@@ -145,7 +155,16 @@ def _check(search: Search) -> None:
     limit = scorer.budget.get("size_mb", reachable)
     if limit < reachable:
         raise UserError(f"budget.size_mb={limit}: no subnet is so small; the smallest reachable is {reachable:.3f} MB")
+    if "build_failure" in scorer.objectives:
+        for target in scorer.targets.values():
+            missing = target.available()
+            if missing:
+                raise UserError(f"build_failure: {missing}")
+    if config.n_probes < MIN_PROBES:
+        raise UserError(f"n_probes must be {MIN_PROBES} or more, got {config.n_probes} (conf/search.yaml)")
     search.make_strategy([])
+    if not isinstance(config.ray, DictConfig):
+        raise UserError(f"ray must have address and workers, got {config.ray!r} (conf/search.yaml)")
     check_workers(config.workers, config.worker_timeout_s, config.ray.workers)
     build(config.finetune, _recursive_=False)
     check_trainer(config.finetune.trainer)

@@ -17,6 +17,7 @@ from search.finetune import FineTuning
 from search.scoring import Scorer
 from search.targets import Runtime, Target
 from supernet.config import build
+from supernet.errors import UserError
 from supernet.files import read_json, write_json
 from supernet.genes import Genome
 from supernet.losses import best_device, evaluate
@@ -147,7 +148,10 @@ class Shipyard:
             return None
         path = folder / target.file_name
         if not path.exists():
-            path = target.export(decoder, self.trained.tokenizer_json, folder)
+            try:
+                path = target.export(decoder, self.trained.tokenizer_json, folder)
+            except UserError as error:  # of this net, not of the search
+                return {"built": False, "reason": str(error)}
         return target.measure(path)
 
     def ship_candidate(self, candidate: Candidate) -> dict[str, Path]:
@@ -170,10 +174,13 @@ class Shipyard:
         self, candidate: Candidate, decoder: Decoder, weights: str, quality: Mapping[str, Any]
     ) -> dict[str, Path]:
         folder = self.folder / "export" / str(candidate.id)
-        files = {
-            target.name: target.export(decoder, self.trained.tokenizer_json, folder)
-            for target in [*self.targets.values(), *self.others]
-        }
+        files: dict[str, Path] = {}
+        failed: dict[str, str] = {}
+        for target in [*self.targets.values(), *self.others]:
+            try:
+                files[target.name] = target.export(decoder, self.trained.tokenizer_json, folder)
+            except UserError as error:
+                failed[target.name] = str(error)
         manifest = {
             "id": candidate.id,
             "weights": weights,
@@ -186,6 +193,7 @@ class Shipyard:
             "versions": versions(),
             "command": self.command,
             "files": {name: path.relative_to(folder).as_posix() for name, path in files.items()},
+            "failed": failed,
             "weights_sha256": weights_hash(decoder),
         }
         write_json(folder / "manifest.json", manifest)

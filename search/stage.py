@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from search.candidate import Candidate
 from search.evolution import pareto_front
@@ -18,7 +18,7 @@ from supernet.cli import argument, print_table, progress, typed_command
 from supernet.config import job_name
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
-from supernet.run import locked
+from supernet.run import CONFIG, locked
 
 __all__ = [
     "evolve",
@@ -33,26 +33,34 @@ __all__ = [
 
 
 def fronts(search: Search, candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """Return by target the non-dominated candidates within the budget.
+    """Return by target the non-dominated candidates within the budget; say where there are none.
 
     Raises:
-        UserError: no candidate meets the budget on some target.
+        UserError: no candidate meets the budget on any target, or none could be scored.
     """
-    scorer, result = search.scorer, {}
+    scorer, result, missed = search.scorer, {}, []
     for name in scorer.targets:
         here = _on_target(search, candidates, name)
-        result[name] = pareto_front(here, scorer.names(name))
-        if not result[name]:
+        if not here:
+            reasons = sorted({c.stopped for c in candidates if c.stopped is not None})
+            raise UserError(f"no candidate could be scored: {'; '.join(reasons)}")
+        front = pareto_front(here, scorer.names(name))
+        if front:
+            result[name] = front
+        else:
             nearest = min(here, key=lambda c: c.violation)
             seen = ", ".join(f"{score}={nearest.scores[score]:.4g}" for score in scorer.bounds(name))
-            raise UserError(f"no candidate met the budget {scorer.budget} on {name}; the nearest had {seen}")
+            missed.append(f"no candidate met the budget {scorer.budget} on {name}; the nearest had {seen}")
+    if not result:
+        raise UserError("; ".join(missed))
+    for line in missed:
+        print(line)
     return result
 
 
 def _on_target(search: Search, candidates: Sequence[Candidate], target: str) -> list[Candidate]:
     """Return the candidates scored to the end, held to the budgets as they are on one target."""
-    whole = [c for c in candidates if c.stopped is None]
-    return [replace(c, violation=search.scorer.violation(c.scores, target)) for c in whole]
+    return [replace(c, violation=search.scorer.violation(c.scores, target)) for c in candidates if c.whole]
 
 
 def measure_fronts(search: Search, fronts: Mapping[str, Sequence[Candidate]]) -> None:
@@ -119,7 +127,7 @@ def finish(search: Search, finalists: dict[str, Any]) -> None:
 def export_candidate(config: DictConfig) -> None:
     """Ship one candidate of a search's journal; fine-tuned weights where it has them, else inherited."""
     folder = Path(config.run) / "search" / job_name(config, "search")
-    search = Search(config, folder, True, typed_command())
+    search = Search(_as_searched(config, folder), folder, True, typed_command())
     space, path = search.scorer.trained.supernet.space, folder / JOURNAL
     if not path.exists():
         raise UserError(f"search: {path} does not exist; a search makes it: python search.py run={config.run}")
@@ -130,6 +138,17 @@ def export_candidate(config: DictConfig) -> None:
         shipped = search.shipyard().ship_candidate(candidates[config.export])
     for kind, file in shipped.items():
         print(f"{kind}: {file}")
+
+
+def _as_searched(config: DictConfig, folder: Path) -> DictConfig:
+    """Return the configuration with the targets that a search was for: what it shipped is shipped the same again."""
+    if not (folder / CONFIG).exists():
+        return config
+    kept: Any = OmegaConf.load(folder / CONFIG)
+    result: DictConfig = DictConfig(config)
+    for key in ("targets", "exports"):
+        result[key] = kept[key]
+    return result
 
 
 def say_finished(search: Search) -> None:

@@ -1,5 +1,6 @@
 """From YAML to objects, with one clear line for whatever a user mistyped."""
 
+import math
 import os
 import re
 import sys
@@ -222,9 +223,12 @@ def number(node: Any, key: str | int) -> float:
         UserError: it is none.
     """
     try:
-        return float(node[key])
+        value = float(node[key])
+        if math.isfinite(value):
+            return value
     except (TypeError, ValueError):
-        raise UserError(f"{node._get_full_key(key)} must be a number, got {node[key]!r}") from None
+        pass
+    raise UserError(f"{node._get_full_key(key)} must be a number, got {node[key]!r}")
 
 
 def plain(config: Any, *, but: Collection[str]) -> dict[str, Any]:

@@ -227,6 +227,8 @@ def model_of(entry: Mapping[str, Any], where: str) -> HardwareModel:
             return HardwareModel.fit(probes, **about)
         coefficients = {m: {k: float(c) for k, c in one.items()} for m, one in entry["coefficients"].items()}
         return HardwareModel(coefficients, dict(entry["errors"]), probes, **about)
+    except UserError:  # a ValueError too, but no damage
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where} is damaged: {error!r}") from None
 

@@ -243,7 +243,12 @@ def test_hardware_is_measured_once_for_several_targets(place):
 def test_a_weighted_sum_of_scores(place):
     run = place.searched.parents[1]
     weights = ("evolution.fitness.loss=1", "evolution.fitness.kv_bytes_per_token=0.001", "evolution.fitness.error=2")
-    quick = ("finetune.steps=0", "n_finalists=2", "budget.quantization_loss=0.5", "objective=[worst_slice_loss,size_mb]")
+    quick = (
+        "finetune.steps=0",
+        "n_finalists=2",
+        "budget.quantization_loss=0.5",
+        "objective=[worst_slice_loss,size_mb]",
+    )
     place.search(*weights, *quick, f"run={run}", "search=weighted").fine  # noqa: B018
     search = run / "search" / "weighted"
 

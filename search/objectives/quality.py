@@ -65,7 +65,8 @@ class WorstSliceLoss(NetObjective):
 
     def score(self, evaluation: Evaluation) -> float:
         """Return the largest mean over a slice."""
-        losses, slices = evaluation.losses.double(), evaluation.evaluator.slices
+        # On the CPU: a GPU adds up in an order of its own each time.
+        losses, slices = evaluation.losses.double().cpu(), evaluation.evaluator.slices.cpu()
         counts = slices.flatten().bincount()
         means = slices.flatten().bincount(losses.flatten()) / counts
         large = counts >= min(losses.shape[1], int(counts.max()))

@@ -6,6 +6,7 @@ import numpy as np
 
 from search.candidate import Candidate, Proposal
 from search.evolution import Breeding
+from supernet.errors import UserError
 
 
 class Aging(Breeding):
@@ -13,6 +14,8 @@ class Aging(Breeding):
 
     def __init__(self, *args: object, tournament: int, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        if tournament < 1:
+            raise UserError(f"evolution.tournament must be 1 or more, got {tournament}")
         self.tournament = tournament
 
     def _propose(self, rng: np.random.Generator) -> Proposal:

@@ -1,6 +1,7 @@
 """A (1 + lambda) search that stays at the budget."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -25,8 +26,12 @@ class LevelSwitch(Evolution):
 
     def __init__(self, *args: object, switches: float, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.switches = switches
-        self.single = bool(self.weights) or len(self.objectives) == 1 or not self.fits(self.space.largest)
+        self.switches, self.missed = switches, False  # missed: whether a budget was
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether there is one best: something holds the objectives beside the first."""
+        return bool(self.weights) or len(self.objectives) == 1 or not self.fits(self.space.largest)
 
     def _propose(self, rng: np.random.Generator) -> Proposal:
         parent = self.parents[rng.integers(len(self.parents))]
@@ -37,9 +42,9 @@ class LevelSwitch(Evolution):
 
     def _select(self, candidates: Sequence[Candidate]) -> None:
         pool = [*self.parents, *candidates]
-        if self.single or any(c.violation for c in pool):
+        self.missed |= any(c.violation for c in pool)
+        if self.single or self.missed:
             first = self.objectives[0]
-            self.single = True
             value = [self.value(c.scores) if self.weights else c.scores[first] for c in pool]
             best = min(range(len(pool)), key=lambda i: (pool[i].violation, value[i], pool[i].id))
             self.parents = [pool[best]]

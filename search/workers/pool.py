@@ -92,6 +92,10 @@ class Worker(ABC):
         """Whether it owes an answer."""
         return not self.ready or self.task is not None
 
+    def is_dead(self) -> bool:
+        """Return whether it is known to have ended."""
+        return False
+
     @abstractmethod
     def send(self, payload: bytes) -> None:
         """Hand over a pickled task; a death meanwhile shows when the answer is received."""
@@ -191,6 +195,8 @@ class Pool(Workers):
 
     def _employ(self, job: _Job) -> None:
         """Hand out tasks, and start workers as far as tasks wait for them."""
+        for worker in [w for w in self._workers if not w.occupied and w.is_dead()]:
+            self._remove(worker)
         for worker in self._workers:
             if not worker.occupied and job.waiting:
                 worker.task, worker.since = job.waiting.popleft(), time.monotonic()

@@ -152,7 +152,7 @@ def test_a_device_elsewhere_that_does_not_fit(trained, tmp_path, supernet_of):
     one_format = TrainedSupernet(Path("x"), plain, {}, {}, "{}")
     assert measure_hardware(one_format, runtime, tmp_path / "good.json", 12)
     runtime.kv_bytes_per_value = 34 / 32
-    with pytest.raises(UserError, match=r"phone.json was measured with 2 bytes.*llama_cpp has 1.0625"):
+    with pytest.raises(UserError, match=r"phone.json was measured with kv_bytes_per_value=2.*llama_cpp has 1.0625"):
         measure_hardware(one_format, runtime, tmp_path / "a.json", 12)
     entry = json.loads(there.read_text())
     for probe in entry["targets"]["phone"]["probes"]:
