@@ -15,6 +15,8 @@
   `top_found`: of the best 5 % of all candidates of a search (by excess over the budget, then non-dominated
   rank by loss and size, then loss), the share that passed all hurdles when its turn came;
   `top_found_by_crowding` has the crowding distance in the last place, as the search does.
+- `loop_NAME`, with `--evolution NAME`: the same for the candidates of another strategy. `earlier` then says when and
+  how the rest was measured.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import compose, forward_flops, interleaved, make_supernet, plain_llama, record, spread
+from common import RESULTS, compose, forward_flops, interleaved, make_supernet, plain_llama, record, spread
 from torch import Tensor
 
 from search.candidate import Candidate
@@ -36,6 +38,7 @@ from search.evolution import ranks
 from search.hurdles import Hurdles
 from search.population import first_population
 from supernet.config import build
+from supernet.files import read_json
 from supernet.formats import MB
 from supernet.genes import Genome
 from supernet.losses import evaluate
@@ -59,12 +62,20 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=2.35, help="MB, of the search")
     parser.add_argument("--candidates", type=int, default=400, help="of each search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--evolution", help="measure the loop of this strategy beside what is there already")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = compose("search", f"run={arguments.run}", f"budget.size_mb={arguments.budget}")
-    passes = against_plain(config, arguments.rounds) if arguments.rounds else {}
+    overrides = [f"run={arguments.run}", f"budget.size_mb={arguments.budget}"]
+    beside = arguments.evolution is not None
+    config = compose("search", *overrides, *([f"evolution={arguments.evolution}"] if beside else []))
+    passes = {} if beside else against_plain(config, arguments.rounds)
     loops = [Loop(config, arguments.run, seed).measure(arguments.candidates) for seed in arguments.seeds]
-    record("evaluate", {**passes, "loop": summary(loops)})
+    if beside:
+        kept = read_json(RESULTS / "evaluate.json")
+        about = {key: kept.pop(key) for key in ("command", "date", "device", "threads", "torch")}
+        record("evaluate", {**kept, "earlier": about, f"loop_{arguments.evolution}": summary(loops)})
+    else:
+        record("evaluate", {**passes, "loop": summary(loops)})
 
 
 def against_plain(search: Any, rounds: int) -> dict[str, Any]:

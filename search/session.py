@@ -111,9 +111,9 @@ class Search:
 def opened(config: DictConfig) -> Iterator[Search]:
     """Lock and claim the search directory, having checked what can be checked before anything is spent."""
     folder = Path(config.run) / "search" / job_name(config, "search")
-    settings = _settings(config)
     search = Search(config, folder, False, typed_command())
     _check(search)
+    settings = _settings(config)
     torch.set_num_threads(config.n_threads)
     with locked(folder):
         search.finished = not config.fresh and already_finished(folder, settings, folder / REPORT, "fresh=true")
