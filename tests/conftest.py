@@ -4,6 +4,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
 
+import signal
 from functools import partial
 
 import pytest
@@ -16,6 +17,8 @@ from supernet.genes import Gene, SearchSpace
 from supernet.model import Supernet
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun in the background: Ctrl-C could not be tried on scripts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile(
     "tests",
     deadline=None,
