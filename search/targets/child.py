@@ -76,8 +76,17 @@ class ChildRuntime(Runtime):
                 env={**os.environ, "PYTHONPATH": search_path, **self.environment},
             )
         except subprocess.TimeoutExpired:
-            return {"error": f"{path} could not be run: more than {self.timeout_s} s (target.timeout_s)"}
+            return {"error": f"{path} could not be run: more than {self.timeout_s} s (targets.{self.name}.timeout_s)"}
         return _reply(child, self.label, path)
+
+    def measured(self, path: Path, **settings: Any) -> dict[str, Any]:
+        """Return the reply to the task `measure` with `built` True, or `built` False and a `reason`.
+
+        Raises:
+            UserError: the runtime is not available, or there is no such artifact.
+        """
+        reply = self.ask("measure", path, **settings)
+        return {"built": False, "reason": reply["error"]} if "error" in reply else {"built": True, **reply}
 
     def need(self, task: str, path: Path, **settings: Any) -> dict[str, Any]:
         """Return the reply to a task.
@@ -104,11 +113,11 @@ class ChildRuntime(Runtime):
             return self.need(task, path, rows=str(file), **settings)
 
 
-def check_positive(conf: str, **settings: Any) -> None:
-    """Raise UserError for a setting of the configuration file `conf` that is no number above 0."""
+def check_positive(name: str, conf: str, **settings: Any) -> None:
+    """Raise UserError for a setting of target `name` (configuration file `conf`) that is no number above 0."""
     for key, value in settings.items():
         if not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"target.{key} must be a number above 0, got {value!r} ({conf})")
+            raise UserError(f"targets.{name}.{key} must be a number above 0, got {value!r} ({conf})")
 
 
 def _reply(child: subprocess.CompletedProcess[bytes], label: str, path: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "fl
 def _check_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         known = ", ".join(DTYPES)
-        raise UserError(f"target.dtype must be one of {known}, got {dtype!r} (conf/target/huggingface.yaml)")
+        raise UserError(f"huggingface: dtype must be one of {known}, got {dtype!r} (conf/target/huggingface.yaml)")
     return dtype
 
 

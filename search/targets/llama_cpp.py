@@ -49,9 +49,10 @@ class LlamaCpp(ChildRuntime):
         hardware: str | None,
     ) -> None:
         counts = {"n_threads": n_threads, "prefill_tokens": prefill_tokens, "decode_tokens": decode_tokens}
-        check_positive(CONF, **counts, repeats=repeats, timeout_s=timeout_s)
+        check_positive(name, CONF, **counts, repeats=repeats, timeout_s=timeout_s)
         if kv_cache not in KV_CACHES:
-            raise UserError(f"target.kv_cache must be one of {', '.join(KV_CACHES)}, got {kv_cache!r} ({CONF})")
+            known = ", ".join(KV_CACHES)
+            raise UserError(f"targets.{name}.kv_cache must be one of {known}, got {kv_cache!r} ({CONF})")
         self.name, self.n_threads, self.kv_cache = name, n_threads, kv_cache
         self.prefill_tokens, self.decode_tokens, self.repeats = prefill_tokens, decode_tokens, repeats
         self.timeout_s, self.hardware = timeout_s, hardware
@@ -113,11 +114,7 @@ class LlamaCpp(ChildRuntime):
         Raises:
             UserError: llama-cpp-python is not installed, or there is no such file.
         """
-        settings = {k: getattr(self, k) for k in ("prefill_tokens", "decode_tokens", "repeats")}
-        reply = self.ask("measure", path, **settings)
-        if "error" in reply:
-            return {"built": False, "reason": reply["error"]}
-        return {"built": True, **reply}
+        return self.measured(path, **{k: getattr(self, k) for k in ("prefill_tokens", "decode_tokens", "repeats")})
 
     def evaluate(self, path: Path, rows: np.ndarray) -> dict[str, float]:
         """Return `loss` (mean negative log-likelihood, nats per token) and `accuracy` of next tokens.

@@ -54,11 +54,11 @@ class PyTorch(ChildRuntime):
     ) -> None:
         for key, value, known in (("device", device, DEVICES), ("dtype", dtype, DTYPES)):
             if value not in known:
-                raise UserError(f"target.{key} must be one of {', '.join(known)}, got {value!r} ({CONF})")
+                raise UserError(f"targets.{name}.{key} must be one of {', '.join(known)}, got {value!r} ({CONF})")
         self.name, self.device, self.dtype, self.hardware = name, device, dtype, hardware
         self.measuring = {"prefill_tokens": prefill_tokens, "decode_tokens": decode_tokens, "repeats": repeats}
         self.timeout_s = timeout_s
-        check_positive(CONF, **self.measuring, timeout_s=timeout_s)
+        check_positive(name, CONF, **self.measuring, timeout_s=timeout_s)
         # Two types are two artifacts, and neither is the folder that the target huggingface writes.
         self.file_name = f"pytorch_{dtype}"
         self.kv_bytes_per_value = BYTES_PER_VALUE[dtype]
@@ -123,10 +123,7 @@ class PyTorch(ChildRuntime):
         Raises:
             UserError: the device is missing, or there is no such folder.
         """
-        reply = self.ask("measure", path, **self.measuring)
-        if "error" in reply:
-            return {"built": False, "reason": reply["error"]}
-        return {"built": True, **reply}
+        return self.measured(path, **self.measuring)
 
     def evaluate(self, path: Path, rows: np.ndarray) -> dict[str, float]:
         """Return `loss` (mean negative log-likelihood, nats per token) and `accuracy` of next tokens.

@@ -376,7 +376,7 @@ def test_missing_llama_cpp_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 def test_what_cannot_ship_is_refused(supernet: Supernet, tokenizer_json: str, tmp_path: Path) -> None:
     for key, value in (("repeats", 0), ("kv_cache", "Q3_0")):
-        with pytest.raises(UserError, match=f"target.{key}.*conf/target/llama_cpp.yaml"):
+        with pytest.raises(UserError, match=rf"targets\.llama_cpp\.{key} .*conf/target/llama_cpp.yaml"):
             LlamaCpp("llama_cpp", **{**QUICK_SETTINGS, key: value})
     assert QUICK.supports(supernet.space.decode(supernet.space.largest)) is None
     assert "Q9_9" in str(QUICK.supports({"embedding.format": "Q9_9"}))
