@@ -283,7 +283,9 @@ def test_settings_are_what_a_cost_depends_on() -> None:
 )
 def test_a_wrong_setting_names_its_key(changes: dict[str, Any]) -> None:
     settings = {"device": "cpu", "dtype": "float32", **SETTINGS, **changes}
-    with pytest.raises(UserError, match=rf"targets\.pytorch\.{next(iter(changes))} must be .*conf/target/pytorch\.yaml"):
+    with pytest.raises(
+        UserError, match=rf"targets\.pytorch\.{next(iter(changes))} must be .*conf/target/pytorch\.yaml"
+    ):
         PyTorch("pytorch", **settings)
 
 
