@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from search.targets.nf4 import missing
 from search.targets.pytorch import PyTorch
 from supernet.errors import UserError
 
 METHODS = ("nf4", "int8")
-
-
-def missing() -> str | None:
-    """Return None where transformers can load through bitsandbytes, else the sentence that says what to install."""
-    for package in ("bitsandbytes", "accelerate"):
-        if find_spec(package) is None:
-            return f"transformers needs {package} to load weights through bitsandbytes: pip install {package}"
-    return None
 
 
 def uniform(
@@ -27,7 +19,7 @@ def uniform(
     """Quantize every matrix but the embedding of a checkpoint while it is loaded, and evaluate it in a child process.
 
     Args:
-        folder: a checkpoint of plain floats, as `search.targets.huggingface.export` writes it; best with all formats F16.
+        folder: a checkpoint of floats, as `search.targets.huggingface.export` writes it; all formats best F16.
         rows: token ids (n, T + 1).
         method: `nf4` (QLoRA, arXiv 2305.14314; no double quantization), or `int8` (LLM.int8, arXiv 2208.07339:
             weights and activations in 8 bits, but activations of 6 and more).

@@ -221,8 +221,7 @@ def _value(module: Linear | RMSNorm) -> Tensor:
     """Return the weight, rounded to what the format of a matrix can hold."""
     from supernet.elastic import RMSNorm
 
-    weight = module.weight.detach()
-    return weight if isinstance(module, RMSNorm) else module.format.quantize(weight.float())
+    return module.weight.detach() if isinstance(module, RMSNorm) else module.format.decode(*module.encoded())
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

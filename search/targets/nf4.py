@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from supernet.errors import UserError
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 FORMATS = ("NF4", "F16")
 EMBEDDING = "model.embed_tokens"
 ROWS = 32  # bitsandbytes packs so many rows together on processors that multiply in bfloat16
+
+
+def missing() -> str | None:
+    """Return None where transformers can load through bitsandbytes, else the sentence that says what to install."""
+    for package in ("bitsandbytes", "accelerate"):
+        if find_spec(package) is None:
+            return f"transformers loads NF4 and int8 through bitsandbytes and accelerate: pip install {package}"
+    return None
 
 
 def supports(architecture: Mapping[str, Value]) -> str | None:
@@ -51,7 +60,7 @@ def packed(name: str, module: Linear | RMSNorm) -> dict[str, Tensor] | None:
         return None
     if module.format.name != "NF4" or name == EMBEDDING:
         raise UserError(f"{name} is {module.format.name}, which a checkpoint of bitsandbytes does not hold")
-    codes, scales = (part.cpu() for part in module.format.encode(module.weight.detach().float()))
+    codes, scales = (part.cpu() for part in module.encoded())
     if len(codes) % ROWS:
         raise UserError(f"{name} has {len(codes)} rows; bitsandbytes needs a multiple of {ROWS}")
     pairs = codes.flatten().to(torch.uint8)

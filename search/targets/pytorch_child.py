@@ -28,7 +28,7 @@ CLASSES = {  # name in config.json -> configuration, model
     "LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM),
     "SubnetForCausalLM": (SubnetConfig, SubnetForCausalLM),
 }
-QUANTIZATIONS = {  # what bitsandbytes can make of a net of floats while it is loaded
+QUANTIZATIONS: dict[str, dict[str, Any]] = {  # what bitsandbytes can make of a net of floats while it is loaded
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
     "int8": {"load_in_8bit": True},
 }
