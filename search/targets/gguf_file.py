@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFReader, GGUFWriter, TokenType
 
 from search.targets.packing import KV_VALUES_KEY, PACKERS
 from supernet.blocks.attention import Attention, zero_attention
@@ -80,6 +80,18 @@ def export(decoder: Decoder, tokenizer_json: str, path: Path) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def tensor_bytes(path: Path) -> int:
+    """Return the bytes of all tensors of any GGUF file; header and tokenizer do not count.
+
+    Raises:
+        UserError: there is no such file, or it is none.
+    """
+    try:
+        return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{path} is no GGUF file that can be read: {error}") from None
 
 
 def _tensors(attention: Attention | None, mlp: SwiGLU) -> Iterator[tuple[str, Linear | RMSNorm, int]]:

@@ -3,8 +3,10 @@
 import gguf
 import numpy as np
 import pytest
+import torch
 
 from search.targets.packing import PACKERS
+from supernet.formats import FORMATS, format_named
 from supernet.randomness import generator
 
 OUT, IN = 6, 1024
@@ -45,3 +47,17 @@ def test_any_legal_codes_survive(name: str, seed: int) -> None:
     n_weights, n_bytes = gguf.GGML_QUANT_SIZES[kind]
     assert rows.dtype == np.uint8 and rows.shape == (OUT, IN // n_weights * n_bytes)
     assert np.array_equal(gguf.dequantize(rows, kind), weights(name, *parts))
+
+
+@pytest.mark.parametrize("name", FORMATS.keys() & CODES.keys())
+def test_packed_bytes_decode_to_the_trained_weights(name: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    normal = torch.randn(OUT, IN, generator=rng)
+    spread = normal * torch.logspace(-8, 5, IN)[torch.randperm(IN, generator=rng)]
+    sparse = normal * (torch.rand(OUT, IN, generator=rng) < 0.02)
+    kind, pack = PACKERS[name]
+    for weight in (normal, normal.abs(), 1e-8 * normal, 1e7 * normal, spread, sparse, torch.zeros(OUT, IN)):
+        parts = format_named(name).encode(weight)
+        shipped = gguf.dequantize(pack(*(part.numpy() for part in parts)), kind)
+        assert np.isfinite(shipped).all()
+        assert np.array_equal(shipped, format_named(name).decode(*parts).numpy())
