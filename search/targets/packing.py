@@ -17,7 +17,7 @@ GROUP, K_GROUP = 32, 256
 KV_VALUES_KEY = "supernet.kv_values_per_token"
 
 
-def _plain(codes: np.ndarray, *none: np.ndarray) -> np.ndarray:
+def _plain(codes: np.ndarray) -> np.ndarray:
     """Return the codes: floats are stored as they are."""
     return codes
 
