@@ -94,13 +94,13 @@ class ChildRuntime(Runtime):
         reply = self.ask("measure", path, **settings)
         return {"built": False, "reason": reply["error"]} if "error" in reply else {"built": True, **reply}
 
-    def need(self, task: str, path: Path, module: str | None = None, **settings: Any) -> dict[str, Any]:
+    def need(self, task: str, path: Path, **settings: Any) -> dict[str, Any]:
         """Return the reply to a task; the arguments are those of `ask`.
 
         Raises:
             UserError: the runtime is not available, or could not load or run the artifact.
         """
-        reply = self.ask(task, path, module, **settings)
+        reply = self.ask(task, path, **settings)
         if "error" in reply:
             raise UserError(reply["error"])
         return reply

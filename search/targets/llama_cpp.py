@@ -104,7 +104,7 @@ class LlamaCpp(ChildRuntime):
         """
         out = folder / f"{path.stem}-{kind}{'-pure' if pure else ''}.gguf"
         with replacing(out) as temporary:
-            self.need("requantize", path, QUANTIZER, kind=kind, pure=pure, out=str(temporary))
+            self.need("requantize", path, module=QUANTIZER, kind=kind, pure=pure, out=str(temporary))
         return out
 
     def loads(self, path: Path) -> str | None:
