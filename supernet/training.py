@@ -10,14 +10,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from supernet.elastic import Choices
 from supernet.errors import UserError
 from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Architecture, SearchSpace
 from supernet.hardware import HardwareModel, in_every_format
+from supernet.inventory import Choices
 from supernet.losses import distillation_loss, next_token_loss
 from supernet.model import Supernet
 from supernet.randomness import derive
@@ -80,12 +80,10 @@ class SupernetTraining(L.LightningModule):
         self.gate_history: list[dict[str, Any]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return one optimizer: matrices decay, gains and gates do not, gates have their own rate."""
-        weights = list(self.supernet.parameters())
+        """Return one optimizer: matrices decay, gains, factors and gates do not, gates have their own rate."""
         optimizer = self.make_optimizer(
             [
-                {"params": [p for p in weights if p.ndim > 1]},
-                {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0},
+                *parameter_groups(self.supernet),
                 {"params": [self.gates.logits], "weight_decay": 0.0, "lr": self.gate_lr},
             ]
         )
@@ -170,6 +168,14 @@ class SupernetTraining(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the gates' history up again."""
         self.gate_history = checkpoint["gate_history"]
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Return the weights of matrices, which decay, and all else, which does not: gains, factors on scales."""
+    decays = {True: list[Any](), False: list[Any]()}
+    for name, parameter in network.named_parameters():
+        decays[parameter.ndim > 1 and "log_factors" not in name].append(parameter)
+    return [{"params": decays[True]}, {"params": decays[False], "weight_decay": 0.0}]
 
 
 def sandwich_loss(
