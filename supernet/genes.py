@@ -8,7 +8,7 @@ gates, evolution) knows genes and nothing else.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -201,6 +201,10 @@ class SearchSpace:
     def replace(self, genome: Genome, change: Callable[[Gene, int], int]) -> Genome:
         """Return the genome with `change(gene, index)` as every gene's index."""
         return self.canonical([change(gene, index) for gene, index in zip(self.genes, genome, strict=True)])
+
+    def above(self, lowest: Callable[[Gene], int]) -> "SearchSpace":
+        """Return the space without the choices of each gene that are cheaper than `lowest(gene)`, an index."""
+        return SearchSpace([replace(g, choices=g.choices[(k := lowest(g)) :], groups=g.groups[k:]) for g in self.genes])
 
     def with_format(self, genome: Genome, name: str) -> Genome:
         """Return the genome with every format gene set to the format `name`.

@@ -114,7 +114,8 @@ class SupernetTraining(L.LightningModule):
 
     def _weight_loss(self, batch: Tensor) -> Tensor:
         subnets = self.schedule.subnets(self.supernet.space, self.seed, self.global_step)
-        loss, shown = sandwich_loss(self.supernet, batch, [a for _, a in subnets], self.schedule.student_weight)
+        architectures, schedule = [a for _, a in subnets], self.schedule
+        loss, shown = sandwich_loss(self.supernet, batch, architectures, schedule.student_weight, schedule.distillation)
         for (role, _), value in zip(subnets, shown, strict=True):
             self._show(f"loss_{role}", value)
         return loss
@@ -179,7 +180,11 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
 
 
 def sandwich_loss(
-    supernet: Supernet, batch: Tensor, architectures: Sequence[Architecture], student_weight: float
+    supernet: Supernet,
+    batch: Tensor,
+    architectures: Sequence[Architecture],
+    student_weight: float,
+    distillation: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the weighted sum of the losses of some subnets on a batch, and the next-token loss of each.
 
@@ -190,6 +195,7 @@ def sandwich_loss(
         batch: token ids (batch, tokens + 1).
         architectures: hard choices for every gene, the largest first.
         student_weight: of the losses after the first.
+        distillation: else all learn the next token.
     """
     tokens, targets = batch[:, :-1], batch[:, 1:]
     logits = supernet(tokens, architectures[0])
@@ -198,7 +204,11 @@ def sandwich_loss(
     if len(architectures) > 1:
         teacher = logits.detach().float().softmax(-1)
         for smaller in architectures[1:]:
-            loss, next_token = distillation_loss(supernet(tokens, smaller), teacher, targets)
+            students = supernet(tokens, smaller)
+            if distillation:
+                loss, next_token = distillation_loss(students, teacher, targets)
+            else:
+                loss = next_token = next_token_loss(students, targets)
             total = total + student_weight * loss
             shown.append(next_token)
     return total, shown
