@@ -17,6 +17,7 @@ from search.finetune import FineTuning
 from search.scoring import Scorer
 from search.targets import Runtime, Target
 from supernet.config import build
+from supernet.elastic import emulate
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
 from supernet.genes import Genome
@@ -128,8 +129,10 @@ class Shipyard:
         length = int(self.data.config["sequence_length"])
         rows = self.data.evaluation_batch("test", max(1, RUNTIME_TOKENS // length), length)
         theirs = target.evaluate(path, rows.numpy())
+        ours = copy.deepcopy(decoder).freeze_formats()
+        emulate(ours, target.rounds_activations, target.kv_format)
         with torch.inference_mode():
-            our_loss, _ = evaluate(copy.deepcopy(decoder).freeze_formats(), rows, self.config.eval_batch_size)
+            our_loss, _ = evaluate(ours, rows, self.config.eval_batch_size)
         return {
             "measured": measured,
             "runtime_test": {**theirs, "our_loss": our_loss, "tokens": rows[:, 1:].numel()},

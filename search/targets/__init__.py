@@ -43,12 +43,19 @@ class Runtime(Target):
     Attributes:
         file_name: of the artifact in the folder it is exported to.
         kv_bytes_per_value: what an entry of the key-value cache takes.
+        rounds_activations: whether the inputs of quantized products are rounded, as `supernet.elastic.emulate` does.
         hardware: path of a hardware.json measured elsewhere, on the device that counts; None: this machine is it.
     """
 
     file_name: str
     kv_bytes_per_value: float
+    rounds_activations: bool = False
     hardware: str | None = None
+
+    @property
+    def kv_format(self) -> str | None:
+        """What keys and values are rounded to in the cache; None: nothing."""
+        return None
 
     @property
     def settings(self) -> dict[str, Any]:

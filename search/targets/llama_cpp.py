@@ -38,6 +38,7 @@ class LlamaCpp(ChildRuntime):
     label = "llama.cpp"
     environment: ClassVar[Mapping[str, str]] = ENVIRONMENT
     file_name = "model.gguf"
+    rounds_activations = True
 
     def __init__(
         self,
@@ -59,6 +60,11 @@ class LlamaCpp(ChildRuntime):
         self.prefill_tokens, self.decode_tokens, self.repeats = prefill_tokens, decode_tokens, repeats
         self.timeout_s, self.hardware = timeout_s, hardware
         self.kv_bytes_per_value = KV_CACHES[kv_cache]
+
+    @property
+    def kv_format(self) -> str:
+        """The cache's type."""
+        return self.kv_cache
 
     def available(self) -> str | None:
         """Return None when llama-cpp-python is installed (it is not imported), else what to do."""

@@ -1,0 +1,198 @@
+"""Is choosing structure and formats together worth it? Every simpler way, at equal training FLOPs and bytes.
+
+`python benchmarks/headline.py --seeds 0` trains, searches, fine-tunes and ships in all ways that METHODS names, and
+writes what came of it at each budget to docs/results/headline.json (and .md, .png). Budgets are shares of the largest
+net's bytes in F16. Everything goes through `train.py` and `search.py`, which go on where they stopped, and so does
+this: seeds that are finished are read, not run, and all that were ever run are recorded.
+
+Equal FLOPs: the largest net trained alone, which all methods without a supernet begin with, gets as many more steps as
+the supernet cost, gates included; the supernet for structure alone takes the same steps; and each net that ships is
+fine-tuned with the same FLOPs, smaller nets for more steps. So both shares are equal: the first is paid once for all
+budgets (`flops.shared`), the second for each (`flops.each`).
+"""
+
+import argparse
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import headline_table
+from common import ROOT, compose, record
+from headline_rivals import rivals
+
+from supernet.files import read_json
+from supernet.formats import MB
+from supernet.run import load_supernet
+
+BUDGETS = (17.0, 20.0, 23.7, 28.5, 35.0, 55.0)  # per cent of the largest net's bytes in F16
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to a net of a given size: which run it starts from, and the settings of its search."""
+
+    run: str
+    settings: tuple[str, ...] = ()
+
+
+METHODS = {
+    "joint": Method("joint"),
+    "sequential": Method("structure", ("evolution=sequential",)),
+    "structure only": Method("structure", ("evolution=structure",)),
+    "formats only": Method("alone", ("evolution=sensitivity", "first_population=sensitivity")),
+}
+RIVALS = ("uniform QAT", "uniform PTQ", "llama.cpp")  # of the largest net trained alone, see headline_rivals.py
+
+
+def main() -> None:
+    """Run what is missing, collect, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--experiment", default="llama_like")
+    parser.add_argument("--alone-steps", type=int, default=1100)
+    parser.add_argument("--joint-steps", type=int, default=400)
+    parser.add_argument("--tune-steps", type=int, default=150, help="of the largest net; smaller nets take more")
+    parser.add_argument("--evaluations", type=int, default=400)
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, *RIVALS], choices=[*METHODS, *RIVALS])
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of train.py")
+    parser.add_argument("--name", default="headline", help="of the runs and of docs/results/NAME.json")
+    arguments = parser.parse_args()
+    for seed in arguments.seeds:
+        Grid(arguments, seed).run()
+    seeds = sorted(int(path.name.rsplit("_s", 1)[1]) for path in (ROOT / "runs").glob(f"{arguments.name}_joint_s*"))
+    grids = [Grid(arguments, seed) for seed in seeds]
+    done = [grid for grid in grids if grid.finished]
+    content = headline_table.summary(
+        [row for grid in done for row in grid.rows()], [grid.costs() for grid in done], arguments.budgets
+    )
+    record(arguments.name, {"settings": vars(arguments), "seeds": [grid.seed for grid in done], **content})
+    headline_table.write(arguments.name, content)
+
+
+class Grid:
+    """All cells of one seed."""
+
+    def __init__(self, arguments: argparse.Namespace, seed: int) -> None:
+        self.arguments, self.seed = arguments, seed
+
+    def folder(self, run: str) -> Path:
+        """Return the directory of a run."""
+        return ROOT / "runs" / f"{self.arguments.name}_{run}_s{self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cell is there."""
+        searched = (self.folder(m.run) / "search" / _slug(n) / "finalists.json" for n, m in self.methods.items())
+        return all(path.exists() for path in searched)
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The methods that are searched for."""
+        return {name: method for name, method in METHODS.items() if name in self.arguments.methods}
+
+    def run(self) -> None:
+        """Run what is missing."""
+        a = self.arguments
+        steps = (f"schedule.alone_steps={a.alone_steps}", f"schedule.joint_steps={a.joint_steps}")
+        needed = {method.run for method in self.methods.values()} | (
+            {"alone"} if set(RIVALS) & set(a.methods) else set()
+        )
+        self._train("joint", *steps)
+        if "structure" in needed:
+            self._train("structure", *steps, "schedule.vary=[width,switch]")
+        if "alone" in needed:
+            self._train_alone("alone", 1.0)
+        if self.seed == 0:  # a second point of loss against FLOPs, for the cost of the whole
+            self._train_alone("shorter", 0.6)
+        for name, method in self.methods.items():
+            _call("search.py", *self.search_settings(name, method), "finetune.baselines=false")
+        self.rivals()
+
+    def _train(self, run: str, *settings: str) -> None:
+        a = self.arguments
+        name = self.folder(run).name
+        if not (self.folder(run) / "supernet" / "summary.json").exists():
+            _call("train.py", f"+experiment={a.experiment}", f"name={name}", f"seed={self.seed}", *settings, *a.train)
+
+    def _train_alone(self, run: str, share: float) -> None:
+        steps = round(share * self.alone_steps)
+        self._train(run, f"schedule.alone_steps={steps}", "schedule.joint_steps=0", "gates.budgets_mb=[]")
+
+    @property
+    def alone_steps(self) -> float:
+        """Steps of the largest net alone that take the FLOPs of the supernet."""
+        phases = {p["name"]: p for p in read_json(self.folder("joint") / "supernet" / "summary.json")["phases"]}
+        one = phases["alone"]["flops"] / phases["alone"]["steps"]
+        return sum(p["flops"] for p in phases.values()) / one
+
+    @property
+    def sizes_mb(self) -> list[float]:
+        """The budgets in MB."""
+        supernet = load_supernet(self.folder("joint")).supernet
+        whole = supernet.n_bytes(supernet.space.decode(supernet.space.largest)) / MB
+        return [round(whole * share / 100, 6) for share in self.arguments.budgets]
+
+    def search_settings(self, name: str, method: Method) -> list[str]:
+        """Return the settings of a method's search."""
+        a = self.arguments
+        return [
+            f"run={self.folder(method.run).relative_to(ROOT)}",
+            f"search={_slug(name)}",
+            f"seed={self.seed}",
+            f"evaluations={a.evaluations}",
+            f"finalist_sizes_mb={self.sizes_mb}".replace(" ", ""),
+            f"finetune.steps={a.tune_steps}",
+            "finetune.equal_flops=true",
+            "n_measured=1",
+            *method.settings,
+        ]
+
+    def rivals(self) -> list[dict[str, Any]]:
+        """Return the nets that nothing is searched for, in all sizes they come in."""
+        wanted = [name for name in RIVALS if name in self.arguments.methods]
+        if not wanted:
+            return []
+        settings = self.search_settings("uniform", Method("alone", ("evolution=uniform", "finetune.baselines=true")))
+        return rivals(compose("search", *settings), self.folder("alone") / "search" / "uniform", wanted)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each method and budget; its net is the best, on `valid`, that is no larger."""
+        entries = {name: self._finalists(name, method) for name, method in self.methods.items()}
+        for entry in self.rivals():
+            entries.setdefault(entry["method"], []).append(entry)
+        reference = next(e for e in entries.pop("F16") if e["name"] == "largest F16")
+        rows = []
+        for method, nets in entries.items():
+            for share, size in zip(self.arguments.budgets, self.sizes_mb, strict=True):
+                within = [net for net in nets if net["bytes"] <= size * MB + 0.5]
+                best = min(within, key=lambda net: net["selected_by"], default=None)
+                rows.append(
+                    {"method": method, "budget": share, "seed": self.seed, **headline_table.cell(best, reference)}
+                )
+        whole = headline_table.cell(reference, reference)
+        return [*rows, {"method": "F16", "budget": 100.0, "seed": self.seed, **whole}]
+
+    def _finalists(self, name: str, method: Method) -> list[dict[str, Any]]:
+        path = self.folder(method.run) / "search" / _slug(name) / "finalists.json"
+        return [headline_table.net(name, e) for e in read_json(path)["targets"]["llama_cpp"]["finalists"]]
+
+    def costs(self) -> dict[str, Any]:
+        """Return the training FLOPs of the shared part and of each net, and what the search cost beside."""
+        alone = [self.folder(run) for run in ("alone", "shorter")]
+        return headline_table.costs(self.folder("joint"), alone, _slug("joint"), self.seed)
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+def _call(script: str, *settings: str) -> None:
+    """Run a script; what is finished says so and ends."""
+    subprocess.run([sys.executable, script, *settings], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()

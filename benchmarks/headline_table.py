@@ -1,0 +1,216 @@
+"""What headline.py makes of the nets: cells, costs, the comparison, a table and a picture."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+from supernet.files import read_json, replacing
+from supernet.flops import subnet_flops, tuning_flops
+from supernet.formats import MB
+from supernet.run import load_supernet
+
+COLUMNS = ("bytes", "test_loss", "late_loss", "worst_slice_loss", "accuracy", "kept", "decode_ms", "ttft_ms")
+
+
+def net(method: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what is compared of an entry of finalists.json, or of one like it."""
+    scores, measured = entry["fine_tuned"] or entry["inherited"], entry["measured"] or {}
+    runtime, worst = entry.get("runtime_test"), scores.get("worst_slice") or {}
+    return {
+        "method": method,
+        "name": entry["name"],
+        "bytes": round(entry.get("scores", measured)["size_mb"] * MB),
+        "selected_by": scores["valid_loss"],
+        "test_loss": scores["test_loss"],
+        "late_loss": scores.get("late_loss"),
+        "worst_slice": worst.get("name"),
+        "worst_slice_loss": worst.get("loss"),
+        "accuracy": scores["test_accuracy"],
+        "decode_ms": measured.get("decode_ms"),
+        "ttft_ms": measured.get("ttft_ms"),
+        "runtime_over_ours": math.exp(runtime["loss"] - runtime["our_loss"]) if runtime else None,
+        "architecture": entry.get("architecture"),
+    }
+
+
+def cell(found: dict[str, Any] | None, reference: dict[str, Any]) -> dict[str, Any]:
+    """Return a net's part of a row; a budget that a method cannot meet leaves it empty."""
+    if found is None:
+        return {"name": None, **dict.fromkeys(COLUMNS)}
+    shown = {key: value for key, value in found.items() if key not in ("method", "selected_by")}
+    return {**shown, "kept": found["accuracy"] / reference["accuracy"]}
+
+
+def costs(joint: Path, alone: Sequence[Path], search: str, seed: int) -> dict[str, Any]:
+    """Return the FLOPs of a joint run and its search, and of the largest net trained alone to the same loss.
+
+    Args:
+        joint: the run.
+        alone: runs of the largest net alone; between two of them the FLOPs to a loss are interpolated, the
+            logarithm of FLOPs linear in the loss.
+        search: its name.
+        seed: of both.
+    """
+    trained, summary = load_supernet(joint), read_json(joint / "supernet" / "summary.json")
+    supernet, config = trained.supernet, trained.data["config"]
+    length, folder = int(config["sequence_length"]), joint / "search" / search
+    finalists = read_json(folder / "finalists.json")["targets"]["llama_cpp"]["finalists"]
+    largest = subnet_flops(supernet, supernet.space.decode(supernet.space.largest), length)
+    settings = _settings(folder)
+    tuning = settings["finetune"]["steps"] * settings["finetune"]["batch_size"] * tuning_flops(largest, largest)
+    evaluated = sum(
+        subnet_flops(supernet, supernet.space.decode(tuple(line["genome"])), length) * settings["eval_sequences"]
+        for line in _journal(folder)
+    )
+    n_choices = sum(len(gene.choices) - 1 for gene in supernet.space)
+    profiled = n_choices * settings["sensitivity"]["sequences"] * largest
+    found: dict[str, Any] = {
+        "seed": seed,
+        "shared": summary["flops"],
+        "search": evaluated + profiled,
+        "each": tuning,
+        "nets": len(finalists),
+        "whole": summary["flops"] + evaluated + profiled + len(finalists) * tuning,
+        "largest_valid_loss": summary["table"][0]["valid_loss"],
+    }
+    points = sorted((_loss(run), _flops(run)) for run in alone if (run / "supernet" / "summary.json").exists())
+    if len(points) > 1:
+        (low, dear), (high, cheap) = points[0], points[-1]
+        slope = (math.log(cheap) - math.log(dear)) / (high - low)
+        same = math.exp(math.log(dear) + slope * (found["largest_valid_loss"] - low))
+        found |= {"alone_to_the_same_loss": same, "cost_ratio": found["whole"] / same, "alone": points}
+    return found
+
+
+def _loss(run: Path) -> float:
+    return float(read_json(run / "supernet" / "summary.json")["table"][0]["valid_loss"])
+
+
+def _flops(run: Path) -> float:
+    return float(read_json(run / "supernet" / "summary.json")["flops"])
+
+
+def _settings(folder: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+
+
+def _journal(folder: Path) -> Iterable[dict[str, Any]]:
+    import json
+
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def summary(rows: list[dict[str, Any]], costs: list[dict[str, Any]], budgets: Sequence[float]) -> dict[str, Any]:
+    """Return rows, costs, and of each budget how joint compares with the best of the others.
+
+    `gain` is the best other method's mean test loss less joint's, paired by seed; `clear` says that it exceeds two
+    standard errors over the seeds (unknown with one).
+    """
+    compared = []
+    for budget in budgets:
+        means = {}
+        for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "F16"):
+            losses = _column(rows, method, budget, "test_loss")
+            if losses:
+                means[method] = losses
+        joint = means.pop("joint", {})
+        if not joint:
+            continue
+        rival = min(means, key=lambda m: statistics.fmean(means[m].values()), default=None)
+        gains = [means[rival][s] - joint[s] for s in joint if s in means[rival]] if rival else []
+        error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None
+        kept = list(_column(rows, "joint", budget, "kept").values())
+        compared.append(
+            {
+                "budget": budget,
+                "kept": statistics.fmean(kept),
+                "rival": rival,
+                "gain": statistics.fmean(gains) if gains else None,
+                "standard_error": error,
+                "clear": statistics.fmean(gains) > 2 * error if error is not None else None,
+                "seeds": len(joint),
+            }
+        )
+    ratios = [c["cost_ratio"] for c in costs if "cost_ratio" in c]
+    parity = [abs(row["runtime_over_ours"] - 1) for row in rows if row.get("runtime_over_ours")]
+    return {
+        "rows": rows,
+        "compared": compared,
+        "costs": costs,
+        "cost_ratio": statistics.fmean(ratios) if ratios else None,
+        "largest_perplexity_gap": max(parity, default=None),
+        "goal": "joint no worse everywhere, clear at 28.5 % and below; 98.5 % kept at 23.7 %; cost_ratio at most 3;"
+        " perplexity gap at most 0.005",
+    }
+
+
+def _column(rows: list[dict[str, Any]], method: str, budget: float, key: str) -> dict[int, float]:
+    """Return seed -> value of the reachable cells."""
+    chosen = [r for r in rows if r["method"] == method and r["budget"] == budget and r[key] is not None]
+    return {r["seed"]: r[key] for r in chosen}
+
+
+def write(name: str, content: dict[str, Any]) -> None:
+    """Write docs/results/NAME.md and .png."""
+    with replacing(RESULTS / f"{name}.md") as temporary:
+        temporary.write_text(markdown(content), encoding="utf-8")
+    draw(content, RESULTS / f"{name}.png")
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Return the table: a line for each method and budget, means over the seeds."""
+    rows = content["rows"]
+    heads = ["budget", "method", "MB", "test loss", "late", "worst slice", "accuracy", "kept", "decode ms", "TTFT ms"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for budget in dict.fromkeys(row["budget"] for row in rows):
+        for method in dict.fromkeys(row["method"] for row in rows if row["budget"] == budget):
+            columns = {key: list(_column(rows, method, budget, key).values()) for key in COLUMNS}
+            if not columns["test_loss"]:
+                lines.append(f"| {budget:g} % | {method} | not reached |" + " |" * (len(heads) - 3))
+                continue
+            shown = [f"{budget:g} %", method, _cell([v / MB for v in columns["bytes"]], "{:.3f}")]
+            shown += [_cell(columns[key], "{:.4f}") for key in ("test_loss", "late_loss", "worst_slice_loss")]
+            shown += [_cell([100 * v for v in columns[key]], "{:.2f} %") for key in ("accuracy", "kept")]
+            shown += [_cell(columns[key], "{:.3f}") for key in ("decode_ms", "ttft_ms")]
+            lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float], shape: str) -> str:
+    if not values:
+        return ""
+    spread = f" ± {shape.format(statistics.stdev(values))}" if len(values) > 1 else ""
+    return shape.format(statistics.fmean(values)) + spread
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Draw test loss and accuracy kept over bytes, a line for each method, a dot for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    rows = [row for row in content["rows"] if row["test_loss"] is not None and row["method"] != "F16"]
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("test_loss", "kept"), ("test loss, nats", "accuracy kept"), strict=True
+    ):
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+            own = [row for row in rows if row["method"] == method]
+            color = f"C{number}"
+            axes.scatter([r["budget"] for r in own], [r[key] for r in own], s=12, color=color)
+            budgets = sorted({r["budget"] for r in own})
+            means = [statistics.fmean(_column(own, method, b, key).values()) for b in budgets]
+            axes.plot(budgets, means, color=color, label=method, linewidth=2.2 if method == "joint" else 1.2)
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({r["budget"] for r in rows}), [f"{b:g}" for b in sorted({r["budget"] for r in rows})])
+        axes.minorticks_off()
+        axes.set_xlabel("bytes, % of the largest net in F16")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
