@@ -96,26 +96,36 @@ class Grid:
     def run(self) -> None:
         """Run what is missing."""
         a = self.arguments
-        steps = (f"schedule.alone_steps={a.alone_steps}", f"schedule.joint_steps={a.joint_steps}")
         needed = {method.run for method in self.methods.values()} | (
             {"alone"} if set(RIVALS) & set(a.methods) else set()
         )
-        self._train("joint", *steps)
+        self.train_supernet()
         if "structure" in needed:
-            self._train("structure", *steps, "schedule.vary=[width,switch]")
+            self._train("structure", *self._steps, "schedule.vary=[width,switch]")
         if "alone" in needed:
             self._train_alone("alone", 1.0)
         if self.seed == 0:  # a second point of loss against FLOPs, for the cost of the whole
             self._train_alone("shorter", 0.6)
         for name, method in self.methods.items():
-            _call("search.py", *self.search_settings(name, method), "finetune.baselines=false")
+            run_script("search.py", *self.search_settings(name, method), "finetune.baselines=false")
         self.rivals()
+
+    @property
+    def _steps(self) -> tuple[str, str]:
+        a = self.arguments
+        return f"schedule.alone_steps={a.alone_steps}", f"schedule.joint_steps={a.joint_steps}"
+
+    def train_supernet(self) -> None:
+        """Train the joint supernet, unless that is done."""
+        self._train("joint", *self._steps)
 
     def _train(self, run: str, *settings: str) -> None:
         a = self.arguments
         name = self.folder(run).name
         if not (self.folder(run) / "supernet" / "summary.json").exists():
-            _call("train.py", f"+experiment={a.experiment}", f"name={name}", f"seed={self.seed}", *settings, *a.train)
+            run_script(
+                "train.py", f"+experiment={a.experiment}", f"name={name}", f"seed={self.seed}", *settings, *a.train
+            )
 
     def _train_alone(self, run: str, share: float) -> None:
         steps = round(share * self.alone_steps)
@@ -189,7 +199,7 @@ def _slug(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _call(script: str, *settings: str) -> None:
+def run_script(script: str, *settings: str) -> None:
     """Run a script; what is finished says so and ends."""
     subprocess.run([sys.executable, script, *settings], cwd=ROOT, check=True)
 

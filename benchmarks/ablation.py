@@ -1,0 +1,110 @@
+"""What is each part of the joint method worth? Each is removed in turn, at one budget of headline.py.
+
+`python benchmarks/ablation.py --seeds 0` takes the joint runs that headline.py made (or makes them), and trains again
+for the parts that training has, searches again for those that the search has. Same steps, same evaluations, one net
+fine-tuned for the budget; writes docs/results/ablation.json and .md. Goes on where it stopped.
+"""
+
+import argparse
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import headline_table
+from common import RESULTS, ROOT, record
+from headline import Grid, Method, run_script
+
+from supernet.files import read_json, replacing
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is different: settings of train.py, which need a run of their own, and of search.py."""
+
+    train: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+
+
+CHANGES = {
+    "as shipped": Change(),
+    "no gates as seeds": Change(search=("first_population.gate_samples=0",)),
+    "no sensitivity seeds": Change(search=("first_population.sensitivity=0",)),
+    "no gate training": Change(train=("gates.budgets_mb=[]",)),
+    "no in-place distillation": Change(train=("schedule.distillation=false",)),
+    "no mean level first": Change(train=("schedule.spread=false",)),
+    "formats opened high to low": Change(train=("schedule.inherit=0.5",)),
+    "activations emulated": Change(train=("model.emulate_activations=true", "model.kv_format=F16")),
+    "scales by absolute maximum": Change(train=("model.scales={Q2_K:absmax,Q3_K:absmax,Q4_0:absmax}",)),
+    "scales by least squares": Change(train=("model.scales={Q2_K:mse,Q3_K:mse,Q4_0:mse}",)),
+    "scales learned": Change(train=("model.scales={Q2_K:learned,Q3_K:learned,Q4_0:learned}",)),
+}
+
+
+def main() -> None:
+    """Run what is missing, collect, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--budget", type=float, default=23.7, help="per cent of the largest net's bytes in F16")
+    parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
+    parser.add_argument("--experiment", default="llama_like")
+    parser.add_argument("--alone-steps", type=int, default=1100)
+    parser.add_argument("--joint-steps", type=int, default=400)
+    parser.add_argument("--tune-steps", type=int, default=150)
+    parser.add_argument("--evaluations", type=int, default=400)
+    arguments = parser.parse_args()
+    rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
+    content = {"settings": vars(arguments), "rows": rows, "effects": _effects(rows)}
+    record("ablation", content)
+    with replacing(RESULTS / "ablation.md") as temporary:
+        temporary.write_text(_markdown(content["effects"]), encoding="utf-8")
+
+
+def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    """Return the net at the budget with one change."""
+    change, slug = CHANGES[name], name.replace(" ", "_").replace("-", "_")
+    options = {"methods": ["joint"], "budgets": [arguments.budget], "train": list(change.train)}
+    options["name"] = f"ablation_{slug}" if change.train else "headline"
+    grid = Grid(argparse.Namespace(**{**vars(arguments), **options}), seed)
+    grid.train_supernet()
+    settings = grid.search_settings(f"ablation {slug}", Method("joint", change.search))
+    run_script("search.py", *settings, "finetune.baselines=false")
+    folder = ROOT / next(s for s in settings if s.startswith("run=")).removeprefix("run=")
+    entry = read_json(folder / "search" / f"ablation_{slug}" / "finalists.json")["targets"]["llama_cpp"]["finalists"][0]
+    table = read_json(folder / "supernet" / "summary.json")["table"]
+    shown = headline_table.net(name, entry)
+    inherited = {f"inherited_{key}": entry["inherited"][key] for key in ("valid_loss", "test_loss")}
+    largest = next(line["valid_loss"] for line in table if line["name"].startswith("largest"))
+    return {**shown, **inherited, "largest_valid_loss": largest, "seed": seed, "change": name}
+
+
+def _effects(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each change its losses less those as shipped, seed by seed."""
+    base = {row["seed"]: row for row in rows if row["change"] == "as shipped"}
+    found = []
+    for change in dict.fromkeys(row["change"] for row in rows):
+        own = [row for row in rows if row["change"] == change]
+        paired = [row["test_loss"] - base[row["seed"]]["test_loss"] for row in own if row["seed"] in base]
+        means = {
+            key: statistics.fmean(row[key] for row in own)
+            for key in ("test_loss", "accuracy", "inherited_test_loss", "largest_valid_loss")
+        }
+        found.append({"change": change, **means, "rise": paired, "seeds": len(own)})
+    return found
+
+
+def _markdown(effects: list[dict[str, Any]]) -> str:
+    lines = [
+        "| change | test loss | rise over as shipped | accuracy | inherited | largest net, valid |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for e in effects:
+        rise = f"{statistics.fmean(e['rise']):+.4f}" if e["rise"] else ""
+        if len(e["rise"]) > 1:
+            rise += f" ({min(e['rise']):+.4f} to {max(e['rise']):+.4f})"
+        line = f"| {e['change']} | {e['test_loss']:.4f} | {rise} | {e['accuracy']:.2%} "
+        lines.append(line + f"| {e['inherited_test_loss']:.4f} | {e['largest_valid_loss']:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
