@@ -110,14 +110,15 @@ def switch_levels(space: SearchSpace, genome: Genome, fits: Fits, rng: np.random
     up = raisable[rng.integers(len(raisable))]
     kept = {up, space.position.get(space.genes[up].needs or "")}
     child = space.canonical([index + (i == up) for i, index in enumerate(genome)])
-    pay = rng.random() < 0.5
+    pay, stuck = rng.random() < 0.5, set[int]()
     while pay or not fits(child):
-        lowerable = [i for i, index in enumerate(child) if index > 0 and i not in kept]
+        lowerable = [i for i, index in enumerate(child) if index > 0 and i not in kept | stuck]
         if not lowerable:
             break
         down = lowerable[rng.integers(len(lowerable))]
-        child = space.canonical([index - (i == down) for i, index in enumerate(child)])
-        pay = False
+        lowered = space.canonical([index - (i == down) for i, index in enumerate(child)])
+        stuck = stuck | {down} if lowered == child else set()
+        child, pay = lowered, False
     return child
 
 
@@ -161,14 +162,17 @@ def vary(
 
 def shrink(space: SearchSpace, genome: Genome, fits: Fits, rng: np.random.Generator) -> Genome:
     """Lower random genes, one choice at a time, until the genome fits (or nothing is left to lower)."""
+    stuck: set[int] = set()  # what canonical form puts back: a format that fits no other way
     while not fits(genome):
-        lowerable = [i for i, index in enumerate(genome) if index > 0]
+        lowerable = [i for i, index in enumerate(genome) if index > 0 and i not in stuck]
         # Switching blocks off is the last resort: it is the largest step there is.
         gentle = [i for i in lowerable if space.genes[i].kind != "switch"] or lowerable
         if not gentle:
             break
         i = int(rng.choice(gentle))
-        genome = space.canonical([index - (k == i) for k, index in enumerate(genome)])
+        lowered = space.canonical([index - (k == i) for k, index in enumerate(genome)])
+        stuck = stuck | {i} if lowered == genome else set()
+        genome = lowered
     return genome
 
 

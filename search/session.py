@@ -91,6 +91,7 @@ class Search:
             fits=scorer.fits,
             known=scorer.known,
             floors=self.floors,
+            evaluations=self.config.evaluations,
         )
         assert isinstance(strategy, Evolution)
         return strategy
@@ -150,11 +151,14 @@ def _check(search: Search) -> None:
     if not config.objectives:
         raise UserError("objective names nothing to minimize: objective=[loss,size_mb] is the default")
     _ = scorer.objectives, scorer.hurdles
-    supernet = scorer.trained.supernet
-    reachable = supernet.n_bytes(supernet.space.decode(supernet.space.cheapest)) / MB
-    limit = scorer.budget.get("size_mb", reachable)
-    if limit < reachable:
-        raise UserError(f"budget.size_mb={limit}: no subnet is so small; the smallest reachable is {reachable:.3f} MB")
+    supernet, strategy = scorer.trained.supernet, search.make_strategy([])
+    cheapest = strategy.lift(strategy.space.cheapest)
+    reachable = supernet.n_bytes(supernet.space.decode(cheapest)) / MB
+    limits = {"budget.size_mb": scorer.budget.get("size_mb", reachable)}
+    limits |= {f"finalist_sizes_mb[{i}]": size for i, size in enumerate(config.finalist_sizes_mb)}
+    for key, limit in limits.items():
+        if limit < reachable:
+            raise UserError(f"{key}={limit:g}: no subnet is so small; the smallest reachable is {reachable:.3f} MB")
     if "build_failure" in scorer.objectives:
         for target in scorer.targets.values():
             missing = target.available()
@@ -162,7 +166,6 @@ def _check(search: Search) -> None:
                 raise UserError(f"build_failure: {missing}")
     if config.n_probes < MIN_PROBES:
         raise UserError(f"n_probes must be {MIN_PROBES} or more, got {config.n_probes} (conf/search.yaml)")
-    search.make_strategy([])
     if not isinstance(config.ray, DictConfig):
         raise UserError(f"ray must have address and workers, got {config.ray!r} (conf/search.yaml)")
     check_workers(config.workers, config.worker_timeout_s, config.ray.workers)

@@ -62,6 +62,7 @@ class SearchConfig:
     n_probes: int
     n_measured: int
     n_finalists: int
+    finalist_sizes_mb: list[float]
     finalist_share: float
     prompt: str
     evolution: Any
