@@ -1,4 +1,4 @@
-"""What the benchmarks share: the model of `llama_like`, its plain counterpart, FLOPs, timing, results."""
+"""What the benchmarks share: the model of `llama_like`, its plain counterpart, timing, results."""
 
 import json
 import platform
@@ -61,21 +61,6 @@ def plain_llama(decoder: Decoder) -> nn.Module:
             max_position_embeddings=decoder.config.context_length,
         )
     )
-
-
-def forward_flops(decoder: Decoder, n_tokens: int) -> float:
-    """Return the matrix-multiplication FLOPs of a forward pass, per sequence of `n_tokens`.
-
-    Two for each weight and token (the output projection is the embedding, its lookup costs none), and
-    attention's two products over the causal half.
-    """
-    weights = sum(linear.weight.numel() for linear in decoder.linears())
-    total = 2.0 * weights * n_tokens
-    for layer in decoder.layers:
-        attention: Any = layer.attention
-        if attention is not None:
-            total += 2 * 2 * attention.heads * attention.head_dim * n_tokens * n_tokens / 2
-    return total
 
 
 def interleaved(variants: Mapping[str, Callable[[int], Any]], repeats: int, warmup: int) -> dict[str, list[float]]:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, compose, forward_flops, interleaved, make_supernet, plain_llama, record, spread
+from common import RESULTS, compose, interleaved, make_supernet, plain_llama, record, spread
 from torch import Tensor
 
 from search.candidate import Candidate
@@ -39,6 +39,7 @@ from search.hurdles import Hurdles
 from search.population import first_population
 from supernet.config import build
 from supernet.files import read_json
+from supernet.flops import forward_flops, subnet_flops
 from supernet.formats import MB
 from supernet.genes import Genome
 from supernet.losses import evaluate
@@ -99,7 +100,7 @@ def against_plain(search: Any, rounds: int) -> dict[str, Any]:
 
     seconds = interleaved({"plain": plain_pass, "score": score}, rounds * CANDIDATES, warmup=2)
     whole = forward_flops(largest, length)
-    shares = [forward_flops(extract(supernet, genome), length) / whole for genome in genomes]
+    shares = [subnet_flops(supernet, space.decode(genome), length) / whole for genome in genomes]
     ratios = [s / p for s, p in zip(seconds["score"], seconds["plain"], strict=True)]
     return {
         "candidates": CANDIDATES,

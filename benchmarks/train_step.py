@@ -9,9 +9,10 @@ over the sum of the four passes' matmul FLOPs in units of the largest's.
 import argparse
 
 import torch
-from common import compose, forward_flops, interleaved, make_supernet, plain_llama, record, spread
+from common import compose, interleaved, make_supernet, plain_llama, record, spread
 
 from supernet.config import build
+from supernet.flops import forward_flops, subnet_flops
 from supernet.sandwich import Schedule
 from supernet.subnet import extract
 from supernet.training import sandwich_loss
@@ -53,7 +54,7 @@ def main() -> None:
 
     seconds = interleaved({"plain": plain_step, "sandwich": sandwich_step}, arguments.repeats, warmup=3)
     whole = forward_flops(largest, length)
-    shares = [sum(forward_flops(extract(supernet, space.encode(a)), length) for a in step) / whole for step in subnets]
+    shares = [sum(subnet_flops(supernet, a, length) for a in step) / whole for step in subnets]
     ratios = [s / p for s, p in zip(seconds["sandwich"], seconds["plain"], strict=True)]
     record(
         "train_step",

@@ -1,6 +1,7 @@
 """The steps of `train.py`, in the order it names them."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import read_json, write_json, write_text
 from supernet.fitting import Batches, check_trainer, fit
+from supernet.flops import phase_flops
 from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Genome
@@ -36,7 +38,6 @@ from supernet.run import (
     save_supernet,
     versions,
 )
-from supernet.sandwich import Schedule
 from supernet.subnet import extract
 from supernet.training import SupernetTraining, check_budgets
 
@@ -176,6 +177,8 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
         loss, accuracy = evaluate(extract(supernet, genome).freeze_formats(), rows, config.batch_size)
         size_mb = supernet.n_bytes(architecture) / MB
         table.append({"name": name, "size_mb": size_mb, "valid_loss": loss, "valid_accuracy": accuracy})
+    sequences = config.batch_size * training.trainer.world_size
+    phases = _phases(training, metrics.seconds, sequences, config.sequence_length)
     summary = {
         "name": run.folder.name,
         "command": run.command,
@@ -183,9 +186,10 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
         "parameters": sum(p.numel() for p in supernet.parameters()),
         "genomes": float(supernet.space.n_genomes),
         "steps": training.schedule.steps,
-        "tokens": training.schedule.steps * config.batch_size * config.sequence_length,
+        "tokens": sum(phase["tokens"] for phase in phases),
         "seconds": round(sum(metrics.seconds.values()), 1),
-        "phases": _phases(training.schedule, metrics.seconds),
+        "flops": sum(phase["flops"] for phase in phases),
+        "phases": phases,
         "threads": torch.get_num_threads(),
         "device": str(training.device),
         "versions": versions(),
@@ -201,9 +205,23 @@ def table_rows(training: SupernetTraining) -> list[tuple[str, Genome]]:
     return [*training.supernet.space.baselines(), *gates]
 
 
-def _phases(schedule: Schedule, seconds: dict[str, float]) -> list[dict[str, Any]]:
-    kinds: list[str] = [schedule.kind(step) for step in range(schedule.steps)]
-    return [{"name": k, "steps": kinds.count(k), "seconds": round(s, 1)} for k, s in seconds.items()]
+def _phases(
+    training: SupernetTraining, seconds: dict[str, float], sequences: int, n_tokens: int
+) -> list[dict[str, Any]]:
+    """Return what each phase cost, of `sequences` of `n_tokens` in a step; seconds are those of the steps alone."""
+    schedule = training.schedule
+    kinds = Counter[str](schedule.kind(step) for step in range(schedule.steps))
+    flops = phase_flops(training.supernet, schedule, training.seed, n_tokens)
+    return [
+        {
+            "name": name,
+            "steps": kinds[name],
+            "seconds": round(seconds[name], 1),
+            "tokens": kinds[name] * sequences * n_tokens,
+            "flops": sequences * flops[name],
+        }
+        for name in seconds
+    ]
 
 
 def say_finished(run: Run) -> None:
@@ -219,6 +237,13 @@ def say_finished(run: Run) -> None:
     ]
     title = f"{run.folder.name}: {summary['parameters'] / 1e6:.2f}M parameters, {summary['genomes']:.1e} subnets"
     print_table(title, ["net", "size MB", "valid loss", "accuracy"], rows)
+    costs = [
+        [p["name"], f"{p['steps']:,}", f"{p['seconds']:,.0f}", f"{p['tokens'] / 1e6:,.2f}", f"{p['flops'] / 1e12:,.1f}"]
+        for p in summary["phases"]
+        if p["steps"] and "flops" in p  # runs of before it was counted lack it
+    ]
+    if costs:
+        print_table("what each phase cost", ["phase", "steps", "seconds", "M tokens", "TFLOPs"], costs)
     budget = next(
         (r["size_mb"] for r in summary["table"] if r["name"] == "uniform Q4_0"),
         summary["table"][0]["size_mb"],

@@ -24,7 +24,10 @@ def result(run):
     files = contents(run / "supernet", but=("metrics.csv", "summary.json"))
     rows = csv.DictReader(io.StringIO((run / "supernet" / "metrics.csv").read_text()))
     files["metrics.csv"] = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows]
-    files["table"] = read(run / "supernet" / "summary.json")["table"]
+    summary = read(run / "supernet" / "summary.json")
+    files["table"], files["flops"] = summary["table"], summary["flops"]
+    assert all((phase["seconds"] > 0) == (phase["steps"] > 0) for phase in summary["phases"])
+    files["phases"] = [{k: v for k, v in phase.items() if k != "seconds"} for phase in summary["phases"]]
     return files
 
 

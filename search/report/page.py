@@ -133,12 +133,16 @@ def _add_training(page: Page, data: ReportData) -> None:
         )
         if number(data.summary.get(key)) is not None
     ]
-    phases = [
-        f"{phase.get('name')} {format_number(phase.get('steps'), 0)} steps"
-        f" in {format_number(phase.get('seconds'), 0)} s"
-        for phase in data.summary.get("phases") or []
-    ]
-    page.add(f"<p>{escape(', '.join(facts))}{escape('; phases: ' + ', '.join(phases) if phases else '')}</p>")
+    page.add(f"<p>{escape(', '.join(facts))}</p>")
+    if data.summary.get("phases"):
+        columns = [Column("phase"), Column("steps", 0), Column("seconds", 0)]
+        columns += [Column("tokens (M)", 2), Column("TFLOPs", 1)]
+        units = (("steps", 1), ("seconds", 1), ("tokens", 1e6), ("flops", 1e12))
+        rows = []
+        for phase in data.summary["phases"]:
+            amounts = [(lookup(phase, key), unit) for key, unit in units]
+            rows.append(Row([phase.get("name"), *(None if n is None else n / unit for n, unit in amounts)]))
+        page.add("<h3>What each phase cost</h3>", table(columns, rows))
     if data.metrics.get("step"):
         page.figure(
             figures_over_time.training(data),

@@ -186,7 +186,10 @@ class Fixture:
         names = [gene.name for gene in self.space]
         write_json(folder / "gates.json", {"budgets_mb": [1.0, 1.5], "genes": names, "history": history})
         table = [{"name": n, "size_mb": s, "valid_loss": v, "valid_accuracy": 0.4} for n, s, v in NETS]
-        phases = [{"name": n, "steps": s, "seconds": 2.0 * s} for n, s in (("warm-up", 400), ("gates", 400))]
+        phases = [
+            {"name": n, "steps": s, "seconds": 2.0 * s, "tokens": 16_384 * s, "flops": 1.3e11 * s}
+            for n, s in (("warm-up", 400), ("gates", 400))
+        ]
         counts = {"parameters": 1_312_640, "steps": 800, "tokens": 13_107_200, "seconds": 1600.5}
         write_json(folder / "summary.json", {"table": table, "phases": phases, **counts})
         rows = ["step,phase,loss_largest,loss_smallest,loss_sampled,loss_gates,temperature,expected_mb,tokens_per_s"]
