@@ -86,7 +86,8 @@ class FineTuning:
             length = int(data.config["sequence_length"])
             settings = replace(self, steps=self.steps_for(decoder, teacher, length))
             module = _Module(settings, decoder, teacher)
-            batches = Batches(data, settings.steps, lambda _: "train", derive(seed, "fine-tuning"), self.batch_size, length)
+            draws = derive(seed, "fine-tuning")
+            batches = Batches(data, settings.steps, lambda _: "train", draws, self.batch_size, length)
             fit(module, batches, folder / "checkpoints", self.trainer, name)
             with replacing(weights) as temporary:
                 save_file({k: v.detach().cpu() for k, v in decoder.state_dict().items()}, temporary)

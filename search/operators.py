@@ -110,15 +110,14 @@ def switch_levels(space: SearchSpace, genome: Genome, fits: Fits, rng: np.random
     up = raisable[rng.integers(len(raisable))]
     kept = {up, space.position.get(space.genes[up].needs or "")}
     child = space.canonical([index + (i == up) for i, index in enumerate(genome)])
-    pay, stuck = rng.random() < 0.5, set[int]()
+    pay = rng.random() < 0.5
     while pay or not fits(child):
-        lowerable = [i for i, index in enumerate(child) if index > 0 and i not in kept | stuck]
+        lowerable = [i for i, index in enumerate(child) if index > 0 and i not in kept]
         if not lowerable:
             break
         down = lowerable[rng.integers(len(lowerable))]
-        lowered = space.canonical([index - (i == down) for i, index in enumerate(child)])
-        stuck = stuck | {down} if lowered == child else set()
-        child, pay = lowered, False
+        child = space.canonical([index - (i == down) for i, index in enumerate(child)])
+        pay = False
     return child
 
 
@@ -162,17 +161,14 @@ def vary(
 
 def shrink(space: SearchSpace, genome: Genome, fits: Fits, rng: np.random.Generator) -> Genome:
     """Lower random genes, one choice at a time, until the genome fits (or nothing is left to lower)."""
-    stuck: set[int] = set()  # what canonical form puts back: a format that fits no other way
     while not fits(genome):
-        lowerable = [i for i, index in enumerate(genome) if index > 0 and i not in stuck]
+        lowerable = [i for i, index in enumerate(genome) if index > 0]
         # Switching blocks off is the last resort: it is the largest step there is.
         gentle = [i for i in lowerable if space.genes[i].kind != "switch"] or lowerable
         if not gentle:
             break
         i = int(rng.choice(gentle))
-        lowered = space.canonical([index - (k == i) for k, index in enumerate(genome)])
-        stuck = stuck | {i} if lowered == genome else set()
-        genome = lowered
+        genome = space.canonical([index - (k == i) for k, index in enumerate(genome)])
     return genome
 
 
