@@ -21,6 +21,7 @@ def main(config: DictConfig) -> None:
     with stage.opened(config) as search:
         if not search.finished:
             search.prepare_hardware()
+            search.profile_sensitivity()
             candidates = stage.evolve(search)
             fronts = stage.fronts(search, candidates)
             stage.measure_fronts(search, fronts)

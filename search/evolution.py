@@ -8,6 +8,7 @@ budgets wins; among equals the fitness where there is one, else the non-dominate
 crowding distance.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ import numpy as np
 
 from search.candidate import Candidate, Lineage, Proposal
 from search.fitness import checked_weights, matching, weighted
-from search.operators import Fits, cross, cross_layers, difference, mutate, shrink, vary
+from search.operators import Fits, Weights, cross, cross_layers, difference, mutate, shrink, vary
 from search.subspace import KINDS, Subspace, check_kinds
 from supernet.errors import UserError
 from supernet.genes import Genome, SearchSpace
@@ -71,6 +72,7 @@ class Evolution(ABC):
         known: the scores that are known without evaluating; None: there are none.
         floors: scores below which there is nothing to gain. Whoever may spend 2 MB has no use for parents
             of 0.1 MB, and without a floor much of the front that is spread out lies there.
+        preferences: how far each choice of each gene is to be preferred; 0: neither way. None: nothing is known.
         population: how many candidates are parents.
         fitness: weights of scores. With any, selection is by their weighted sum instead of the Pareto rank;
             over several targets (`decode_ms@phone`) a score counts as its mean. None is no weight.
@@ -93,6 +95,7 @@ class Evolution(ABC):
         fits: Fits | None = None,
         known: Known | None = None,
         floors: Mapping[str, float] | None = None,
+        preferences: Weights | None = None,
         *,
         population: int,
         fitness: Mapping[str, float | None] | None = None,
@@ -110,6 +113,7 @@ class Evolution(ABC):
         self.fits: Fits = (lambda genome: True) if fits is None else lambda genome: fits(self.lift(genome))
         self.known: Known = (lambda genome: {}) if known is None else lambda genome: known(self.lift(genome))
         self.floors = dict(floors or {})
+        self.preferences = preferences if preferences is None or self.part is None else self.part.widened(preferences)
         self.weights = checked_weights(fitness or {})
         self.parents: list[Candidate] = []
         self.seen: set[Genome] = set()
@@ -234,6 +238,7 @@ class Breeding(Evolution):
         level_switches: share of the others that switch levels; the rest mutates.
         mutations: mean number of genes that a mutation changes.
         late: share of the mutations that leave the genes before a random one alone.
+        bias: how much mutations follow the preferences: a choice is drawn exp(bias x preference) as often.
         *args: of `Evolution`.
         **kwargs: of `Evolution`.
     """
@@ -246,6 +251,7 @@ class Breeding(Evolution):
         level_switches: float,
         mutations: float,
         late: float = 0.0,
+        bias: float = 0.0,
         **kwargs: object,
     ) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
@@ -253,6 +259,10 @@ class Breeding(Evolution):
         for name, share in (("crossover", crossover), ("layer_moves + level_switches", moved), ("late", late)):
             if not 0 <= share <= 1:
                 raise UserError(f"evolution.{name} must be from 0 to 1, got {share}")
+        if bias < 0:
+            raise UserError(f"evolution.bias must be 0 or more, got {bias}")
+        preferences = self.preferences if bias else None
+        self.choice_weights = preferences and [[math.exp(bias * p) for p in choices] for choices in preferences]
         self.crossover, self.mutations, self.late = crossover, mutations, late
         moves = layer_moves / 2 if self.space.alike else 0.0
         self.shares = {"copy layer": moves, "swap layers": moves, "switch levels": level_switches}
@@ -261,7 +271,16 @@ class Breeding(Evolution):
         """Return a child of parents that `pick` returns."""
         parent = pick()
         if rng.random() >= self.crossover:
-            operator, genome = vary(self.space, parent.genome, self.shares, self.mutations, self.fits, rng, self.late)
+            operator, genome = vary(
+                self.space,
+                parent.genome,
+                self.shares,
+                self.mutations,
+                self.fits,
+                rng,
+                self.late,
+                self.choice_weights,
+            )
             return self._child(operator, genome, [parent], rng)
         other = pick()
         if rng.random() < 0.5 and len(self.space.layers) > 1:
@@ -269,5 +288,5 @@ class Breeding(Evolution):
             if genome not in (parent.genome, other.genome):
                 return self._child("cross layers", genome, [parent, other], rng)
         genome = cross(self.space, parent.genome, other.genome, rng)
-        genome = mutate(self.space, genome, self.mutations, rng, self.late)
+        genome = mutate(self.space, genome, self.mutations, rng, self.late, self.choice_weights)
         return self._child("cross + mutate", genome, [parent, other], rng)

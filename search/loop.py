@@ -23,7 +23,13 @@ def evolve(search: Search) -> list[Candidate]:
     space = scorer.trained.supernet.space
     journal = Journal(search.folder / JOURNAL, space)
     first = first_population(
-        space, scorer.trained.gates, scorer.fits, config.evaluations, config.seed, **config.first_population
+        space,
+        scorer.trained.gates,
+        scorer.fits,
+        config.evaluations,
+        config.seed,
+        **config.first_population,
+        solutions=search.solutions,
     )
     strategy = search.make_strategy(first)
     done = 0

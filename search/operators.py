@@ -4,17 +4,25 @@ Layers are the groups of genes that differ in nothing but a number in their name
 a space without them has none of the layers' operators, which then return what they were given.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from supernet.genes import Genome, SearchSpace
 
 Fits = Callable[[Genome], bool]
+Weights = Sequence[Sequence[float]]
 Operator = Callable[[SearchSpace, Genome, Fits, np.random.Generator], Genome]
 
 
-def mutate(space: SearchSpace, genome: Genome, rate: float, rng: np.random.Generator, late: float = 0.0) -> Genome:
+def mutate(
+    space: SearchSpace,
+    genome: Genome,
+    rate: float,
+    rng: np.random.Generator,
+    late: float = 0.0,
+    weights: Weights | None = None,
+) -> Genome:
     """Return a different genome: one gene or more, of any kind, get another choice.
 
     Args:
@@ -23,6 +31,7 @@ def mutate(space: SearchSpace, genome: Genome, rate: float, rng: np.random.Gener
         rate: mean number of changed genes (1 + Poisson(rate - 1)).
         rng: of this draw.
         late: chance that the genes before a random one are left alone; activations there can be reused.
+        weights: of each choice of each gene, above 0: how often it is drawn. None: all alike.
     """
     free = [i for i, gene in enumerate(space) if len(gene.choices) > 1]
     for _ in range(100):
@@ -31,11 +40,16 @@ def mutate(space: SearchSpace, genome: Genome, rate: float, rng: np.random.Gener
         indices = list(genome)
         for i in rng.choice(part, size=n, replace=False):
             others = [k for k in range(len(space.genes[i].choices)) if k != indices[i]]
-            indices[i] = others[rng.integers(len(others))]
+            indices[i] = others[rng.integers(len(others))] if weights is None else _drawn(others, weights[i], rng)
         child = space.canonical(indices)
         if child != genome:  # a change under a switched-off block is none
             return child
     return child
+
+
+def _drawn(choices: Sequence[int], weights: Sequence[float], rng: np.random.Generator) -> int:
+    chances = np.array([weights[k] for k in choices])
+    return int(rng.choice(choices, p=chances / chances.sum()))
 
 
 def cross(space: SearchSpace, first: Genome, second: Genome, rng: np.random.Generator) -> Genome:
@@ -136,6 +150,7 @@ def vary(
     fits: Fits,
     rng: np.random.Generator,
     late: float = 0.0,
+    weights: Weights | None = None,
 ) -> tuple[str, Genome]:
     """Return the name of an operator and the child it makes of a genome.
 
@@ -147,6 +162,7 @@ def vary(
         fits: whether a genome meets the budget.
         rng: of this draw.
         late: of `mutate`.
+        weights: of `mutate`.
     """
     point = rng.random()
     for name, share in shares.items():
@@ -156,7 +172,7 @@ def vary(
             if child != genome:
                 return name, child
             break
-    return "mutate", mutate(space, genome, rate, rng, late)
+    return "mutate", mutate(space, genome, rate, rng, late, weights)
 
 
 def shrink(space: SearchSpace, genome: Genome, fits: Fits, rng: np.random.Generator) -> Genome:

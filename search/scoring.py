@@ -171,6 +171,13 @@ class Scorer:
             builds=self.builds,
         )
 
+    @property
+    def sensitivity_evaluator(self) -> Evaluator:
+        """Scores genomes on the gates' split, which the search is not judged on."""
+        config, length = self.config, int(self.data.config["sequence_length"])
+        rows = self.data.evaluation_batch("gate", config.sensitivity.sequences, length).to(best_device())
+        return Evaluator(self.trained.supernet, rows, config.eval_batch_size, reuse_mb=config.reuse_mb)
+
     @cached_property
     def known_names(self) -> list[str]:
         """Names of the scores that cost nothing."""

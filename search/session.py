@@ -1,6 +1,6 @@
 """An opened search: its settings, held against each other, and the parts built from them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,17 +10,22 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from search import allocation
 from search.candidate import Proposal
 from search.evolution import Evolution
 from search.hardware import measure_hardware
+from search.profile import SENSITIVITY, Profile
 from search.scoring import HARDWARE, Scorer, make_scorer
+from search.sensitivity import measure_sensitivity
 from search.shipping import Shipyard
+from search.subspace import KINDS, check_kinds
 from search.workers import Workers, check_workers, make_workers
 from supernet.cli import typed_command
 from supernet.config import build, check, check_counts, job_name, plain
 from supernet.errors import UserError
 from supernet.fitting import check_trainer
 from supernet.formats import MB
+from supernet.genes import Genome
 from supernet.hardware import MIN_PROBES
 from supernet.run import already_finished, claim, locked
 
@@ -37,12 +42,14 @@ class Search:
         folder: runs/NAME/search/SEARCH.
         finished: whether its report is written.
         command: what the user typed.
+        profile: what each choice is worth by itself, once measured.
     """
 
     config: DictConfig
     folder: Path
     finished: bool
     command: str
+    profile: Profile | None = None
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -92,6 +99,7 @@ class Search:
             known=scorer.known,
             floors=self.floors,
             evaluations=self.config.evaluations,
+            preferences=self.preferences,
         )
         assert isinstance(strategy, Evolution)
         return strategy
@@ -102,6 +110,44 @@ class Search:
         if scorer.needs_hardware:
             for target in scorer.targets.values():
                 measure_hardware(scorer.trained, target, self.folder / HARDWARE, config.n_probes, config.seed)
+
+    def profile_sensitivity(self) -> None:
+        """Measure what each choice of each gene is worth by itself, unless it is known or not asked for."""
+        if self.config.sensitivity.sequences:
+            path = self.folder / SENSITIVITY
+            self.profile = measure_sensitivity(self.scorer.sensitivity_evaluator, path)
+
+    @property
+    def preferences(self) -> list[list[float]] | None:
+        """How far each choice of each gene is to be preferred by its sensitivity; None without a profile."""
+        if self.profile is None:
+            return None
+        return allocation.preferences(self.profile.space, self.profile.rises, self.profile.saved)
+
+    @property
+    def solutions(self) -> Callable[[int], list[tuple[str, Genome]]] | None:
+        """What the linear program over the sensitivities finds, as (label, genome); None without a profile.
+
+        Each target's budgets on costs are met. Without any, sizes are spread over the whole range. Kinds of
+        genes that the strategy holds are as in the largest net.
+        """
+        profile, scorer = self.profile, self.scorer
+        if profile is None:
+            return None
+
+        def solve(n: int) -> list[tuple[str, Genome]]:
+            kinds = check_kinds(self.config.evolution.get("vary", KINDS), "evolution.vary")
+            program = allocation.Allocation(profile.space, profile.rises, scorer.known, kinds)
+            held = [
+                {name: bound for name, bound in scorer.bounds(target).items() if name in self.cost_bounds}
+                for target in scorer.targets
+            ]
+            different = [held[i] for i in range(len(held)) if held[i] not in held[:i]]
+            each = -(-n // len(different))
+            found = [seed for b in different for seed in allocation.seeds(program, b, self.config.finalist_share, each)]
+            return found[:n]
+
+        return solve
 
     def shipyard(self) -> Shipyard:
         """Return what tunes, measures and ships."""
@@ -133,6 +179,18 @@ def _settings(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
+def check_profile(config: DictConfig) -> None:
+    """Refuse settings of the sensitivity profile that mean nothing, or that need it where there is none."""
+    settings = config.sensitivity
+    if not isinstance(settings, DictConfig) or list(settings) != ["sequences"]:
+        raise UserError(f"sensitivity must have sequences alone, got {settings!r} (conf/search.yaml)")
+    n = settings.sequences
+    if not isinstance(n, int) or n < 0 or n == 1:  # of a single sequence there is no standard error
+        raise UserError(f"sensitivity.sequences must be 0 (no profile) or 2 or more, got {n!r} (conf/search.yaml)")
+    if config.evolution.get("bias") and not n:
+        raise UserError("evolution.bias needs a sensitivity profile: sensitivity.sequences must be 2 or more")
+
+
 def _check(search: Search) -> None:
     """Refuse what cannot succeed: counts, settings, unknown scores, a budget below the smallest net, a target."""
     config, scorer = search.config, search.scorer
@@ -145,6 +203,7 @@ def _check(search: Search) -> None:
     for key in config.first_population:
         if not isinstance(config.first_population[key], int) or config.first_population[key] < 0:
             raise UserError(f"first_population.{key} must be 0 or more, got {config.first_population[key]}")
+    check_profile(config)
     for name, bound in scorer.budget.items():
         if bound < 0:
             raise UserError(f"budget.{name} must be 0 or more, got {bound}")

@@ -55,6 +55,10 @@ class Subspace(SearchSpace):
         """Return the positions of the genes that have an effect; a held gene has no other choice."""
         return [0, *(i + 1 for i in self.whole.active(self.lift(genome)))]
 
+    def widened(self, preferences: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+        """Return preferences among the choices of the whole space's genes as those of this one's."""
+        return [[0.0] * len(self.bases), *preferences]
+
 
 def check_kinds(kinds: Sequence[str], key: str) -> tuple[Kind, ...]:
     """Return kinds of genes as such, in the order of `KINDS`.

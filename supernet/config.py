@@ -60,6 +60,7 @@ class SearchConfig:
     worker_timeout_s: float
     ray: Any
     n_probes: int
+    sensitivity: Any
     n_measured: int
     n_finalists: int
     finalist_sizes_mb: list[float]

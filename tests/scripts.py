@@ -51,6 +51,7 @@ SEARCH = (
     "n_finalists=2",
     "first_population.random=4",
     "first_population.gate_samples=2",
+    "sensitivity.sequences=4",
     "finetune.steps=8",
     "finetune.batch_size=2",
     "finetune.trainer.checkpoint_every=2",

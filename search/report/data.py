@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from search.journal import Journal
+from search.profile import read_profile
 from supernet.errors import UserError
 from supernet.files import read_json
 from supernet.genes import SearchSpace
@@ -51,6 +52,7 @@ class ReportData:
         phases: the phase of every row of `metrics.csv`.
         settings: the search's configuration, flat: dotted key -> value.
         hardware: content of `hardware.json`, empty when no score needed it.
+        sensitivity: content of `sensitivity.json`, empty when no profile was asked for.
     """
 
     search_dir: Path
@@ -65,6 +67,7 @@ class ReportData:
     phases: list[str]
     settings: dict[str, Any]
     hardware: Entry
+    sensitivity: Entry
 
     @cached_property
     def by_id(self) -> dict[int, Entry]:
@@ -131,11 +134,16 @@ def read_report_data(search_dir: Path) -> ReportData:
         phases=phases,
         settings=_read_settings(search_dir / "config.yaml"),
         hardware=_read_optional(search_dir / "hardware.json"),
+        sensitivity=_read_sensitivity(search_dir / "sensitivity.json", space),
     )
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _read_sensitivity(path: Path, space: SearchSpace) -> Entry:
+    return read_profile(path, space).content if path.exists() else {}
 
 
 def _read_journal(path: Path, space: SearchSpace) -> tuple[Entry, ...]:

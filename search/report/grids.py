@@ -138,8 +138,8 @@ def column_groups(columns: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def column_name(column: str) -> str:
-    """Return a column's name below its block's name, with spaces so that it can wrap."""
-    return column.split(".", 1)[-1].replace("_", " ").replace(".", " ")
+    """Return a column's name below its block's name, with spaces so that it can wrap; Q4_0 stays a word."""
+    return re.sub(r"_(?=[a-z])|\.", " ", column.split(".", 1)[-1])
 
 
 def grid_html(laid_out: Grid) -> str:

@@ -14,6 +14,7 @@ from search.report.nets import best_finalist, rival, shipped, size_of
 from search.report.pictures import write_pictures
 from search.report.progress import add_search
 from search.report.scores import budgets, objectives, words
+from search.report.sensitivity import add_sensitivity
 from search.report.target import add_target, headline
 from supernet.files import write_text
 
@@ -34,6 +35,7 @@ def write_report(search_dir: Path) -> Path:
     for target in data.targets:
         add_target(page, data, target)
     add_search(page, data)
+    add_sensitivity(page, data)
     _add_gates(page, data)
     _add_training(page, data)
     _add_settings(page, data)

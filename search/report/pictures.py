@@ -11,6 +11,7 @@ from search.report.figures_over_time import EXPECTED, LEANING, gate_leaning, pro
 from search.report.grids import BLANK, DROPPED, Cell, Grid, column_groups, column_name, grid
 from search.report.nets import shipped, short_name, size_of
 from search.report.scores import label
+from search.report.sensitivity import color_scale, heat_maps
 from supernet.files import replacing
 
 DPI = 150
@@ -174,6 +175,31 @@ def gates(data: ReportData) -> Any:
     return figure
 
 
+def sensitivity(data: ReportData) -> Any:
+    """What each choice is worth: layers × projections × formats above layers × structure, in the same colors."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    if not data.sensitivity:
+        return None
+    maps = heat_maps(data)
+    rows = [max(1, len(laid_out.rows)) + 3 for laid_out in maps.values()]
+    figure = _figure(2.2 + 0.46 * max(len(laid_out.columns) for laid_out in maps.values()), 0.3 * sum(rows) + 0.8)
+    parts = figure.add_gridspec(len(maps), 1, height_ratios=rows)
+    panels = []
+    for i, (title, laid_out) in enumerate(maps.items()):
+        panels.append(figure.add_subplot(parts[i, 0]))
+        panels[-1].set_title(f"{title}: rise of the loss (nats/token), each choice alone", loc="left", fontsize=10)
+        _draw_grid(panels[-1], laid_out, Rectangle)
+    scale = color_scale(data)
+    colors = LinearSegmentedColormap.from_list("rise", [color for _, color in scale])
+    bar = figure.colorbar(ScalarMappable(cmap=colors), ax=panels, fraction=0.03, aspect=30)
+    bar.set_ticks([i / (len(scale) - 1) for i in range(len(scale))], labels=[f"{rise:.3f}" for rise, _ in scale])
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
 def search_progress(data: ReportData) -> Any:
     """Best fitness where there are weights, best feasible quality and hypervolume, over the evaluations."""
     panels = progress_panels(data)
@@ -199,4 +225,5 @@ PICTURES: dict[str, Callable[[ReportData], Any]] = {
     "finalists": finalists,
     "gates": gates,
     "progress": search_progress,
+    "sensitivity": sensitivity,
 }
