@@ -207,14 +207,15 @@ class Evolution(ABC):
         """Return the first population in the searched space; what had to change there is made to fit again."""
         if self.part is None:
             return list(first)
-        rng = generator(self.seed, "held")
-        held: dict[Genome, Proposal] = {}
+        rng, held, exact = generator(self.seed, "held"), dict[Genome, Proposal](), set[Genome]()
         for proposal in first:
             genome, lineage = self.part.project(proposal.genome), proposal.lineage
             if self.lift(genome) != proposal.genome:
                 genome = shrink(self.space, genome, self.fits, rng)
-                lineage = replace(lineage, operator=f"{lineage.operator} + hold")
-            held.setdefault(genome, Proposal(genome, lineage))
+                held.setdefault(genome, Proposal(genome, replace(lineage, operator=f"{lineage.operator} + hold")))
+            elif genome not in exact:  # whoever was meant is named, not what happens to come out the same
+                held[genome] = Proposal(genome, lineage)
+                exact.add(genome)
         return list(held.values())
 
     def _tournament(self, size: int, rng: np.random.Generator) -> Candidate:

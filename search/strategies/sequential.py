@@ -50,15 +50,20 @@ class Sequential(Surrogate):
             raise UserError(f"evolution.structures must be 1 or more, got {structures}")
         if self.evaluations is None:
             raise UserError("evolution=sequential needs to know how many evaluations there are")
-        self.share, self.reference, self.n_structures = share, reference, structures
+        kinds = check_kinds(vary, "evolution.vary")
+        if "format" not in kinds or len(kinds) < 2:
+            raise UserError(f"evolution.vary={list(kinds)}: sequential needs formats and something before them")
+        if reference not in self.whole.uniform_formats and any(gene.kind == "format" for gene in self.whole):
+            known = ", ".join(self.whole.uniform_formats)
+            raise UserError(f"evolution.reference={reference}: no format of all weights, which are {known}")
+        self.reference, self.n_structures = reference, structures
         self.settings = {key: value for key, value in kwargs.items() if key not in GIVEN}
-        self.structural = [kind for kind in check_kinds(vary, "evolution.vary") if kind != "format"]
         self.n_first = max(1, round(share * self.evaluations))
         self.history: list[Candidate] = []
         self.second = False  # whether the second search has begun
         self.stage = self._search(
             self.first,
-            self.structural,
+            [kind for kind in kinds if kind != "format"],
             [self.space.largest],
             lambda genome: self.fits(self._counted(genome)),
             lambda genome: self.known(self._counted(genome)),
