@@ -144,7 +144,7 @@ class Evaluator:
         path = [(batch, key) for key in network.path[1:-1]]
         n_done, x = self.cache.longest(path)
         if x is None:
-            x = F.embedding(tokens, network.embedding)
+            x = F.embedding(tokens, network.embedding.weight)
         fresh = []
         for number in range(n_done, len(network.blocks)):
             x = x + network.block(number)(x, self._rope)  # never in place: x may be kept

@@ -17,6 +17,7 @@ from supernet.flops import forward_flops, tuning_flops
 from supernet.losses import distillation_loss
 from supernet.randomness import derive
 from supernet.subnet import Decoder
+from supernet.training import parameter_groups
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,10 @@ class _Module(L.LightningModule):
         self._teacher = [teacher.eval().requires_grad_(False)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = list(self.decoder.requires_grad_(True).parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.settings.lr, betas=(0.9, 0.95))
+        groups = parameter_groups(self.decoder.requires_grad_(True))
+        return torch.optim.AdamW(
+            groups, lr=self.settings.lr, betas=(0.9, 0.95), weight_decay=self.settings.weight_decay
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step, s = self.global_step, self.settings

@@ -1,20 +1,21 @@
 """The supernet as candidates are scored with it: rounded once, sliced for each.
 
-Quantization groups run along the in-dimension and widths are multiples of the group, so slicing a quantized
+Quantization groups run along the in-dimension and a row's width is a multiple of the group, so slicing a quantized
 weight equals quantizing the slice: each weight is quantized once per format, and a candidate only slices.
 """
 
 import copy
+import math
 from collections.abc import Hashable, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from supernet.elastic import Block, Choice, ElasticLinear, Extent, Linear, under
-from supernet.formats import F32, format_named
+from supernet.elastic import Block, ElasticLinear, Extent, Linear, Matrix, under
+from supernet.formats import F32
 from supernet.genes import Architecture
+from supernet.inventory import Choice
 from supernet.model import Supernet
 
 
@@ -26,27 +27,39 @@ class FrozenElasticLinear(ElasticLinear):
 
     def __init__(self, trained: ElasticLinear) -> None:
         torch.nn.Module.__init__(self)
-        self.n_out_axes, self.formats = trained.n_out_axes, trained.formats
-        self.weight = trained.weight
-        self.rounded: dict[str, Tensor] = {}
+        self.n_out_axes, self.formats, self.emulated = trained.n_out_axes, trained.formats, trained.emulated
+        self.weight, self.log_factors = trained.weight, trained.log_factors
+        self.rounded: dict[Hashable, Tensor] = {}
 
-    def effective(self, out: Sequence[Extent], in_: Sequence[Extent], choice: Choice) -> Tensor:
+    def effective(self, out: Sequence[Extent], in_: Sequence[Extent], choice: Choice) -> Matrix:
         """Return a prefix of the rounded weight; hard choices only."""
-        name = str(choice)
-        if name not in self.rounded:
-            matrix = self.weight.detach().flatten(self.n_out_axes).flatten(0, self.n_out_axes - 1)
-            self.rounded[name] = format_named(name).quantize(matrix).reshape(self.weight.shape)
-        return self._matrix((*out, *in_), self.rounded[name])
+        name, n_out = str(choice), self.weight.shape[: self.n_out_axes]
+        # A prefix of inner in-axes makes other groups of a row: such rows are rounded by themselves.
+        cut: tuple[Extent, ...] = tuple(in_) if len(in_) > 1 else tuple(self.weight.shape[self.n_out_axes :])
+        if (name, cut) not in self.rounded:
+            whole = (*n_out, *cut)
+            matrix, learned = self.matrix(whole, self.weight.detach()), self.learned(whole, name)
+            factors = None if learned is None else learned.detach().exp()
+            self.rounded[name, cut] = self.format(name).quantize(matrix, factors).reshape(*n_out, -1)
+        weight = self.rounded[name, cut]
+        for axis, size in enumerate((*out, math.prod(int(size) for size in in_))):
+            weight = weight.narrow(axis, 0, int(size))
+        activations = self.format(name).activations if self.emulated else F32.name
+        return Matrix(weight.reshape(-1, weight.shape[-1]), activations)
 
-    def extract(self, out: Sequence[int], in_: Sequence[int], weight_format: str) -> Linear:
+    def extract(self, out: Sequence[int], in_: Sequence[int], name: str) -> Linear:
         """Return a projection that views a prefix of the rounded weight and rounds no more."""
-        return Linear(self.effective(out, in_, weight_format), F32())
+        weight, _ = self.effective(out, in_, name)
+        linear = Linear(weight, F32())
+        linear.activations, linear.emulated = self.format(name).activations, self.emulated
+        return linear
 
 
 def frozen(supernet: Supernet, device: torch.device) -> Supernet:
     """Return a copy of the supernet on `device` whose weights are rounded once per format, when first needed.
 
-    Takes up to (number of formats) x the supernet's float32 bytes on top of the supernet itself.
+    Takes (number of formats) x the supernet's float32 bytes on top of the supernet itself, and more where heads are
+    cut: their output projection is rounded for each number of heads.
     """
     result = copy.deepcopy(supernet).to(device).eval().requires_grad_(False)
     for module in list(result.modules()):
@@ -73,7 +86,7 @@ class Network:
         self._extracted: dict[int, Block] = {}
 
     @cached_property
-    def embedding(self) -> Tensor:
+    def embedding(self) -> Matrix:
         """The embedding (vocab, d_model)."""
         return self.supernet.embedding.effective((self.supernet.vocab_size,), (self.width,), self.embedding_format)
 
@@ -86,4 +99,4 @@ class Network:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of the residual stream behind the last block."""
-        return F.linear(self.supernet.norm(x, self.width), self.embedding)
+        return self.embedding(self.supernet.norm(x, self.width))

@@ -126,11 +126,10 @@ def switch_levels(space: SearchSpace, genome: Genome, fits: Fits, rng: np.random
     child = space.canonical([index + (i == up) for i, index in enumerate(genome)])
     pay = rng.random() < 0.5
     while pay or not fits(child):
-        lowerable = [i for i, index in enumerate(child) if index > 0 and i not in kept]
+        lowerable = [i for i in space.lowerable(child) if i not in kept]
         if not lowerable:
             break
-        down = lowerable[rng.integers(len(lowerable))]
-        child = space.canonical([index - (i == down) for i, index in enumerate(child)])
+        child = space.lowered(child, lowerable[rng.integers(len(lowerable))])
         pay = False
     return child
 
@@ -178,13 +177,12 @@ def vary(
 def shrink(space: SearchSpace, genome: Genome, fits: Fits, rng: np.random.Generator) -> Genome:
     """Lower random genes, one choice at a time, until the genome fits (or nothing is left to lower)."""
     while not fits(genome):
-        lowerable = [i for i, index in enumerate(genome) if index > 0]
+        lowerable = space.lowerable(genome)
         # Switching blocks off is the last resort: it is the largest step there is.
         gentle = [i for i in lowerable if space.genes[i].kind != "switch"] or lowerable
         if not gentle:
             break
-        i = int(rng.choice(gentle))
-        genome = space.canonical([index - (k == i) for k, index in enumerate(genome)])
+        genome = space.lowered(genome, int(rng.choice(gentle)))
     return genome
 
 

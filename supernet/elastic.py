@@ -11,20 +11,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from supernet.formats import WeightFormat, format_named
+from supernet.errors import UserError
+from supernet.formats import F32, Encoded, Fitting, WeightFormat, format_named
+from supernet.formats.activations import check_kv_format, rounded
 from supernet.genes import Gene, Value
+from supernet.inventory import Choice, Choices, Inventory
 
-Choice = Value | Tensor
-Choices = Mapping[str, Choice]
-# Feature -> (expected) count. `Q4_0.weights`, `Q4_0.rows` of all matrices in a format, `norm.weights` (F32), blocks by
-# name, and whatever else a runtime's time and memory depend on.
-Inventory = dict[str, Any]
 Extent = int | Tensor  # how much of an axis is in use: a prefix's length, or a mask over the axis
 
 
@@ -37,36 +35,59 @@ def extent(choice: Choice, widths: Sequence[int]) -> Extent:
     return survival.repeat_interleave(torch.tensor(steps, device=choice.device), output_size=widths[-1])
 
 
-def expected(choice: Choice, values: Sequence[float]) -> Any:
-    """Return the mean of `values` under a soft choice; under a hard one, the choice itself."""
-    if isinstance(choice, Tensor):
-        return choice @ choice.new_tensor(values)
-    return choice
-
-
-def shares(choice: Choice, values: Sequence[Value]) -> dict[Value, Any]:
-    """Return value -> probability; a hard choice is certain, and may be none of `values` (F32, unrounded)."""
-    if isinstance(choice, Tensor):
-        return dict(zip(values, choice.unbind(), strict=True))
-    return {choice: 1.0}
-
-
 def under(choices: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Return the choices of the genes below `prefix`, under their local names."""
     return {name[len(prefix) :]: choice for name, choice in choices.items() if name.startswith(prefix)}
 
 
-class Linear(nn.Module):
-    """A plain projection whose weight (out, in) is stored in a format."""
+class Matrix(NamedTuple):
+    """A weight (out, in) as the runtime sees it, and what that rounds the inputs of a product to (F32: nothing)."""
 
-    def __init__(self, weight: Tensor, weight_format: WeightFormat) -> None:
+    weight: Tensor
+    activations: str = F32.name
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the product (..., out) with x (..., in)."""
+        return F.linear(rounded(x, self.activations), self.weight)
+
+
+def project(x: Tensor, *matrices: Matrix) -> list[Tensor]:
+    """Return the products of x (..., in) with matrices in one format: x is rounded once."""
+    x = rounded(x, matrices[0].activations)
+    return [F.linear(x, matrix.weight) for matrix in matrices]
+
+
+class Linear(nn.Module):
+    """A plain projection whose weight (out, in) is stored in a format, with learned factors on its scales or not.
+
+    Attributes:
+        activations: what the runtime rounds its inputs to, whatever becomes of `format`.
+        emulated: whether that is done here.
+    """
+
+    def __init__(self, weight: Tensor, weight_format: WeightFormat, log_factors: Tensor | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=torch.is_grad_enabled())
-        self.format = weight_format
+        self.format, self.activations, self.emulated = weight_format, weight_format.activations, False
+        learned = None if log_factors is None else nn.Parameter(log_factors, requires_grad=torch.is_grad_enabled())
+        self.register_parameter("log_factors", learned)
 
-    def effective(self) -> Tensor:
+    def effective(self) -> Matrix:
         """Return the weight (out, in) as the runtime will see it."""
-        return self.format.fake_quantize(self.weight)
+        weight = self.format.fake_quantize(self.weight, self.log_factors)
+        return Matrix(weight, self.activations if self.emulated else F32.name)
+
+    @torch.no_grad()
+    def encoded(self) -> Encoded:
+        """Return what is stored of the weight: codes (out, in), then scales."""
+        factors = None if self.log_factors is None else self.log_factors.float().exp()
+        return self.format.encode(self.weight.float(), factors)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Round the weight to its format, once; from then on it is used as it is."""
+        self.weight.copy_(self.format.decode(*self.encoded()))
+        self.format, self.log_factors = F32(), None
 
 
 class RMSNorm(nn.Module):
@@ -89,41 +110,85 @@ class ElasticLinear(nn.Module):
     per axis, so a prefix of key-value heads keeps whole heads.
     """
 
-    def __init__(self, out_axes: Sequence[int], in_axes: Sequence[int], formats: Sequence[str]) -> None:
+    def __init__(
+        self,
+        out_axes: Sequence[int],
+        in_axes: Sequence[int],
+        formats: Sequence[str],
+        scales: Mapping[str, Fitting] | None = None,
+    ) -> None:
         super().__init__()
-        self.n_out_axes = len(out_axes)
-        self.formats = tuple(format_named(name) for name in formats)
+        self.n_out_axes, self.emulated = len(out_axes), False
+        self.formats = {name: format_named(name, (scales or {}).get(name, "absmax")) for name in formats}
         self.weight = nn.Parameter(torch.empty(*out_axes, *in_axes))
         nn.init.normal_(self.weight, std=1 / math.sqrt(math.prod(in_axes)))
+        self.log_factors = nn.ParameterDict()
+        for name, f in self.formats.items():
+            if f.fitting == "learned":
+                if in_axes[-1] % f.part:
+                    raise UserError(f"model.scales.{name}: a width of {in_axes[-1]} holds no parts of {f.part} weights")
+                shape = (*out_axes, *in_axes[:-1], in_axes[-1] // f.part)
+                self.log_factors[name] = nn.Parameter(torch.full(shape, math.log(f.factor)))
 
-    def _matrix(self, extents: Sequence[Extent], weight: Tensor) -> Tensor:
-        """Return the hard extents' prefix of `weight`, flattened to (out, in)."""
+    def format(self, name: str) -> WeightFormat:
+        """Return a format with its scales fitted as the model asks; any other as it is by itself."""
+        return self.formats.get(name) or format_named(name)
+
+    def matrix(self, extents: Sequence[Extent], weight: Tensor) -> Tensor:
+        """Return the hard extents' prefix of `weight`, flattened to (out, in); the last axis may be in parts."""
+        part = self.weight.shape[-1] // weight.shape[-1]
         for axis, size in enumerate(extents):
             if isinstance(size, int):
-                weight = weight.narrow(axis, 0, size)
+                weight = weight.narrow(axis, 0, size if axis < weight.ndim - 1 else size // part)
         n_out = math.prod(weight.shape[: self.n_out_axes])
         return weight.reshape(n_out, -1)
 
-    def effective(self, out: Sequence[Extent], in_: Sequence[Extent], choice: Choice) -> Tensor:
-        """Return the weight (out, in) for the extents in use and a hard or soft format."""
-        matrix = self._matrix((*out, *in_), self.weight)
+    def learned(self, extents: Sequence[Extent], name: str) -> Tensor | None:
+        """Return the logarithms of the learned factors (out, in / part) of a format; None where there are none."""
+        return self.matrix(extents, self.log_factors[name]) if name in self.log_factors else None
+
+    def effective(self, out: Sequence[Extent], in_: Sequence[Extent], choice: Choice) -> Matrix:
+        """Return the weight (out, in) for the extents in use and a hard or soft format.
+
+        A soft format is a mixture of weights, so its activations are not rounded.
+        """
+        extents = (*out, *in_)
+        matrix, activations = self.matrix(extents, self.weight), F32.name
         if not isinstance(choice, Tensor):
-            matrix = format_named(str(choice)).fake_quantize(matrix)
-        elif len(self.formats) == 1:
-            matrix = self.formats[0].fake_quantize(matrix)
+            name = str(choice)
+            matrix = self.format(name).fake_quantize(matrix, self.learned(extents, name))
+            activations = self.format(name).activations if self.emulated else activations
         else:
-            quantized = torch.stack([f.quantize(matrix.detach()) for f in self.formats])
-            matrix = torch.einsum("k,koi->oi", choice, quantized)
+            matrix = self._mixed(extents, matrix.detach(), choice)
         # Masks come after quantization: a masked column must not change its group's scale.
         if any(isinstance(size, Tensor) for size in out):
             matrix = matrix * _flat_mask(out, self.weight.shape[: self.n_out_axes], matrix).unsqueeze(1)
         if any(isinstance(size, Tensor) for size in in_):
             matrix = matrix * _flat_mask(in_, self.weight.shape[self.n_out_axes :], matrix)
-        return matrix
+        return Matrix(matrix, activations)
 
-    def extract(self, out: Sequence[int], in_: Sequence[int], weight_format: str) -> Linear:
+    def _mixed(self, extents: Sequence[Extent], matrix: Tensor, choice: Tensor) -> Tensor:
+        """Return the mean of the rounded weights under a soft format; formats that cannot store such rows have no say.
+
+        They have no probability either, see `fitted`.
+        """
+        total: Any = 0.0
+        for share, (name, f) in zip(choice.unbind(), self.formats.items(), strict=True):
+            if matrix.shape[-1] % f.group == 0:
+                with torch.no_grad():
+                    log_factors = self.learned(extents, name)
+                    quantized = f.quantize(matrix, None if log_factors is None else log_factors.exp())
+                total = total + share * quantized
+        return torch.as_tensor(total)
+
+    def extract(self, out: Sequence[int], in_: Sequence[int], name: str) -> Linear:
         """Return a plain projection with a copy of the prefix."""
-        return Linear(self._matrix((*out, *in_), self.weight).detach().clone(), format_named(weight_format))
+        extents = (*out, *in_)
+        learned = self.learned(extents, name)
+        copied = None if learned is None else learned.detach().clone()
+        linear = Linear(self.matrix(extents, self.weight).detach().clone(), self.format(name), copied)
+        linear.emulated = self.emulated
+        return linear
 
 
 def _flat_mask(extents: Sequence[Extent], axes: Sequence[int], like: Tensor) -> Tensor:
@@ -186,11 +251,16 @@ class ElasticModule(nn.Module, ABC):
         """Return a plain block of real shape, inherited weights copied."""
 
     @abstractmethod
-    def inventory(self, choice: Choices, width: Any) -> Inventory:
-        """Return what a kept block ships, see `Inventory`; soft choices give the expectation."""
+    def inventory(self, choice: Choices, width: Mapping[int, Any]) -> Inventory:
+        """Return what a kept block ships, see `Inventory`; soft choices give the expectation.
+
+        Args:
+            choice: of the local genes.
+            width: of the residual stream -> probability.
+        """
 
     @abstractmethod
-    def stand_in(self, width: Any) -> Inventory:
+    def stand_in(self, width: Mapping[int, Any]) -> Inventory:
         """Return what the zero tensors hold that a runtime needs in a dropped block's place."""
 
     @abstractmethod
@@ -198,25 +268,29 @@ class ElasticModule(nn.Module, ABC):
         """Return how many values a kept block computes per token between its input and output -> probability."""
 
 
-def add(total: Inventory, part: Inventory, factor: Any = 1.0, prefix: str = "") -> None:
-    """Add `factor` times an inventory to `total`, under names that begin with `prefix`."""
-    for name, count in part.items():
-        total[prefix + name] = total.get(prefix + name, 0.0) + factor * count
+def format_gene(name: str, formats: tuple[str, ...], row: tuple[str, ...], unit: int = 1) -> Gene:
+    """Return a block's gene over the formats of some projections, whose rows are as long as the genes `row` say.
+
+    Args:
+        name: local.
+        formats: in ascending cost.
+        row: names of the width genes, local or `d_model`, whose product times `unit` is the length of a row.
+        unit: weights for each.
+    """
+    groups = tuple(format_named(f).group for f in formats)
+    return Gene(name, formats, "format", needs="active", row=row, unit=unit, groups=groups)
 
 
-def matrices(rows: Any, columns: Any, formats: Mapping[Value, Any]) -> Inventory:
-    """Return the inventory of matrices with `rows` in sum, stored in each format with a probability."""
-    found: Inventory = {}
-    for name, share in formats.items():
-        found[f"{name}.weights"], found[f"{name}.rows"] = share * rows * columns, share * rows
-    return found
+def emulate(network: nn.Module, activations: bool = True, kv_format: str | None = None) -> None:
+    """Make every projection and attention in a network round activations as llama.cpp does, or leave them.
 
-
-def inventory_bytes(inventory: Inventory) -> Any:
-    """Return the (expected) bytes of all tensors in an inventory."""
-    total: Any = 0.0
-    for name, count in inventory.items():
-        stored_as, _, what = name.rpartition(".")
-        if what == "weights" and "." not in stored_as:  # with a second dot it is a share of what is counted already
-            total = total + format_named("F32" if stored_as == "norm" else stored_as).n_bytes(count)
-    return total
+    Args:
+        network: a supernet, a decoder or a part of one; before its formats are frozen or after.
+        activations: of products with quantized weights.
+        kv_format: of cached keys and values; None: not rounded.
+    """
+    for module in network.modules():
+        if isinstance(module, Linear | ElasticLinear):
+            module.emulated = activations
+        elif hasattr(module, "kv_format"):
+            module.kv_format = check_kv_format("kv_format", kv_format)  # type: ignore[assignment]

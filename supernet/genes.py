@@ -5,8 +5,10 @@ architecture the same decision spelled out as gene name -> value. Everything tha
 gates, evolution) knows genes and nothing else.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -29,12 +31,18 @@ class Gene:
         choices: values in ascending cost.
         kind: `width` (an extent of a weight), `switch` (0: dropped, 1: kept) or `format`.
         needs: name of a switch without which this gene has no effect.
+        row: names of the width genes whose product times `unit` is the length of the rows stored in a format.
+        unit: see `row`.
+        groups: of each choice, what the length must be a multiple of; the last choice fits any.
     """
 
     name: str
     choices: tuple[Value, ...]
     kind: Kind
     needs: str | None = None
+    row: tuple[str, ...] = ()
+    unit: int = 1
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.choices or len(set(self.choices)) != len(self.choices):
@@ -55,8 +63,8 @@ class Gene:
 class SearchSpace:
     """An ordered tuple of genes.
 
-    Genomes are always in canonical form: a gene whose switch is off has index 0, so two genomes are equal
-    exactly when their subnets are.
+    Genomes are always in canonical form: a gene whose switch is off has index 0, and a format that the length of
+    its rows does not fit gives way to the next one that does. So two genomes are equal exactly when their subnets are.
     """
 
     def __init__(self, genes: Sequence[Gene]) -> None:
@@ -65,6 +73,14 @@ class SearchSpace:
         if len(self.position) != len(self.genes):
             raise UserError("the genes of a search space must have different names")
         self._needs = [(i, self.position[g.needs]) for i, g in enumerate(self.genes) if g.needs is not None]
+        self._rows = [
+            (i, tuple(self.position[name] for name in g.row)) for i, g in enumerate(self.genes) if self._may_misfit(g)
+        ]
+
+    def _may_misfit(self, gene: Gene) -> bool:
+        widths = [self.genes[self.position[name]].choices for name in gene.row]
+        lengths = [gene.unit * math.prod(int(w) for w in values) for values in itertools.product(*widths)]
+        return any(length % group for length in lengths for group in gene.groups)
 
     def __len__(self) -> int:
         return len(self.genes)
@@ -83,12 +99,12 @@ class SearchSpace:
 
         Dropping layers is a choice too, but a net without any layer is no lower end worth training.
         """
-        return tuple(1 if g.kind == "switch" and len(g.choices) > 1 else 0 for g in self.genes)
+        return self.canonical([1 if g.kind == "switch" and len(g.choices) > 1 else 0 for g in self.genes])
 
     @cached_property
     def cheapest(self) -> Genome:
         """The genome that takes the cheapest choice everywhere: whatever can be dropped is."""
-        return (0,) * len(self.genes)
+        return self.canonical((0,) * len(self.genes))
 
     @property
     def n_genomes(self) -> int:
@@ -123,16 +139,42 @@ class SearchSpace:
         return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
     def canonical(self, indices: Sequence[int]) -> Genome:
-        """Set every gene whose switch is off to index 0."""
+        """Set every gene whose switch is off to index 0, and raise formats to what fits their rows."""
         genome = list(indices)
-        for i, switch in self._needs:
-            if self.genes[switch].choices[genome[switch]] == 0:
-                genome[i] = 0
+        off = self._off(genome)
+        for i in off:
+            genome[i] = 0
+        for i, widths in self._rows:
+            if i not in off:
+                while not self._fits(genome, i, widths):
+                    genome[i] += 1
         return tuple(genome)
+
+    def _off(self, genome: Sequence[int]) -> set[int]:
+        """Return the positions of the genes whose switch is off."""
+        return {i for i, switch in self._needs if self.genes[switch].choices[genome[switch]] == 0}
+
+    def _fits(self, genome: Sequence[int], i: int, widths: Sequence[int]) -> bool:
+        gene = self.genes[i]
+        length = gene.unit * math.prod(int(self.genes[k].choices[genome[k]]) for k in widths)
+        return length % gene.groups[genome[i]] == 0
+
+    def lowerable(self, genome: Genome) -> list[int]:
+        """Return the positions of the genes that have a cheaper choice, see `lowered`."""
+        misfits = {i for i, _ in self._rows}
+        return [i for i, k in enumerate(genome) if k and (i not in misfits or self.lowered(genome, i) != genome)]
+
+    def lowered(self, genome: Genome, i: int) -> Genome:
+        """Return the genome with one gene at the next cheaper choice that is another net; itself where none is."""
+        for index in range(genome[i] - 1, -1, -1):
+            lower = self.canonical([*genome[:i], index, *genome[i + 1 :]])
+            if lower[i] < genome[i]:
+                return lower
+        return genome
 
     def active(self, genome: Genome) -> list[int]:
         """Return the positions of the genes that have an effect: those whose switch, if any, is on."""
-        off = {i for i, switch in self._needs if self.genes[switch].choices[genome[switch]] == 0}
+        off = self._off(genome)
         return [i for i in range(len(self.genes)) if i not in off]
 
     def sample(self, rng: np.random.Generator) -> Genome:
@@ -159,6 +201,10 @@ class SearchSpace:
     def replace(self, genome: Genome, change: Callable[[Gene, int], int]) -> Genome:
         """Return the genome with `change(gene, index)` as every gene's index."""
         return self.canonical([change(gene, index) for gene, index in zip(self.genes, genome, strict=True)])
+
+    def above(self, lowest: Callable[[Gene], int]) -> "SearchSpace":
+        """Return the space without the choices of each gene that are cheaper than `lowest(gene)`, an index."""
+        return SearchSpace([replace(g, choices=g.choices[(k := lowest(g)) :], groups=g.groups[k:]) for g in self.genes])
 
     def with_format(self, genome: Genome, name: str) -> Genome:
         """Return the genome with every format gene set to the format `name`.
@@ -231,9 +277,16 @@ class SearchSpace:
             UserError: it does not hold genes.
         """
         try:
-            return cls([Gene(g["name"], tuple(g["choices"]), g["kind"], g["needs"]) for g in genes])
-        except (KeyError, TypeError) as error:
+            return cls([_gene(g) for g in genes])
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"the search space is damaged: {error!r}") from None
+
+
+def _gene(content: Mapping[str, Any]) -> Gene:
+    """Rebuild a gene; files from before there were rows have none."""
+    sizes = {key: tuple(content.get(key, ())) for key in ("row", "groups")}
+    choices, unit = tuple(content["choices"]), content.get("unit", 1)
+    return Gene(content["name"], choices, content["kind"], content["needs"], unit=unit, **sizes)
 
 
 def _unnumbered(name: str) -> str:

@@ -9,25 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from supernet.elastic import (
+from supernet.elastic import ElasticLinear, ElasticModule, ElasticRMSNorm, Extent, emulate, extent, format_gene, under
+from supernet.errors import UserError
+from supernet.formats import Fitting, check_formats
+from supernet.genes import Gene, SearchSpace
+from supernet.inventory import (
     Choice,
     Choices,
-    ElasticLinear,
-    ElasticModule,
-    ElasticRMSNorm,
-    Extent,
     Inventory,
     add,
-    expected,
-    extent,
+    fitted,
     inventory_bytes,
+    joint,
     matrices,
+    mean,
     shares,
-    under,
 )
-from supernet.errors import UserError
-from supernet.formats import check_formats
-from supernet.genes import Gene, SearchSpace
 
 BlockFactory = Callable[..., ElasticModule]
 ONCE = "once."  # prefix of what only the last token of a prompt meets
@@ -47,6 +44,23 @@ class Supernet(nn.Module):
     The model owns two genes, the width of the residual stream and the embedding's format; all others
     are collected from the blocks. Channels of the stream are prefixes too: a narrow net reads and writes
     the first channels only.
+
+    Args:
+        vocab_size: number of token ids.
+        context_length: what the shipped files announce.
+        n_layers: of the largest net.
+        d_model: choices of the residual stream's width.
+        head_dim: channels of a head.
+        rope_theta: base of the rotary positions.
+        norm_eps: of the norms.
+        embedding_formats: choices of the embedding's format.
+        blocks: what makes the attention and the mlp of a layer.
+        scales: format -> where its scales come from, see `WeightFormat`; `absmax` where not named.
+        emulate_activations: round the inputs of quantized products as llama.cpp does.
+        kv_format: round keys and values as a cache in that format does; None: not.
+
+    Raises:
+        UserError: settings that do not make a supernet.
     """
 
     def __init__(
@@ -60,6 +74,9 @@ class Supernet(nn.Module):
         norm_eps: float,
         embedding_formats: Sequence[str],
         blocks: Mapping[str, BlockFactory],
+        scales: Mapping[str, Fitting] | None = None,
+        emulate_activations: bool = False,
+        kv_format: str | None = None,
     ) -> None:
         super().__init__()
         self.d_model = tuple(d_model)
@@ -72,15 +89,18 @@ class Supernet(nn.Module):
         self.vocab_size, self.context_length = vocab_size, context_length
         self.head_dim, self.rope_theta, self.norm_eps = head_dim, rope_theta, norm_eps
         formats = check_formats("model.embedding_formats", tuple(embedding_formats), self.d_model)
-        self.embedding = ElasticLinear((vocab_size,), (self.d_model[-1],), formats)
+        self.embedding = ElasticLinear((vocab_size,), (self.d_model[-1],), formats, scales)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.layers = nn.ModuleList(
-            nn.ModuleDict({name: make(d_model=self.d_model, norm_eps=norm_eps) for name, make in blocks.items()})
+            nn.ModuleDict(
+                {name: make(d_model=self.d_model, norm_eps=norm_eps, scales=scales) for name, make in blocks.items()}
+            )
             for _ in range(n_layers)
         )
         self.norm = ElasticRMSNorm(self.d_model[-1], norm_eps)
         self._shrink_residual_writers()
         self.space = SearchSpace(self._genes())
+        emulate(self, emulate_activations, kv_format)
 
     def _shrink_residual_writers(self) -> None:
         """Scale what writes to the residual stream by 1 / sqrt(2 n_layers), as GPT-2 does."""
@@ -99,13 +119,23 @@ class Supernet(nn.Module):
     def _genes(self) -> list[Gene]:
         genes = [
             Gene("d_model", self.d_model, "width"),
-            Gene("embedding.format", tuple(f.name for f in self.embedding.formats), "format"),
+            replace(format_gene("embedding.format", tuple(self.embedding.formats), ("d_model",)), needs=None),
         ]
         for prefix, block in self.blocks():
             for gene in block.genes():
                 needs = prefix + gene.needs if gene.needs else None
-                genes.append(replace(gene, name=prefix + gene.name, needs=needs))
+                row = tuple(name if name == "d_model" else prefix + name for name in gene.row)
+                genes.append(replace(gene, name=prefix + gene.name, needs=needs, row=row))
         return genes
+
+    def _fitted(self, choices: Choices) -> Choices:
+        """Return the choices with soft formats moved to what fits their rows; hard ones fit."""
+        soft = [gene for gene in self.space if gene.row and isinstance(choices[gene.name], Tensor)]
+        return {**choices, **{gene.name: self._fitted_format(gene, choices) for gene in soft}}
+
+    def _fitted_format(self, gene: Gene, choices: Choices) -> Choice:
+        widths: Any = [shares(choices[name], self.space.genes[self.space.position[name]].choices) for name in gene.row]
+        return fitted(choices[gene.name], [str(c) for c in gene.choices], joint({gene.unit: 1.0}, *widths))
 
     def forward(self, tokens: Tensor, choices: Choices) -> Tensor:
         """Return the logits (batch, tokens, vocab_size) of the subnet, or mixture of subnets, chosen.
@@ -114,10 +144,11 @@ class Supernet(nn.Module):
             tokens: ids (batch, tokens).
             choices: for every gene a value, or probabilities over its choices.
         """
+        choices = self._fitted(choices)
         width: Extent = extent(choices["d_model"], self.d_model)
         all_width = width if isinstance(width, int) else self.d_model[-1]
         embedding = self.embedding.effective((self.vocab_size,), (all_width,), choices["embedding.format"])
-        x = F.embedding(tokens, embedding)
+        x = F.embedding(tokens, embedding.weight)
         if isinstance(width, Tensor):
             x = x * width
         rope = rope_table(tokens.shape[1], self.head_dim, self.rope_theta, tokens.device)
@@ -128,7 +159,7 @@ class Supernet(nn.Module):
                 x = x + active[1] * block(x, local, width, rope)
             elif isinstance(active, Tensor) or active:
                 x = x + block(x, local, width, rope)
-        return F.linear(self.norm(x, width), embedding)
+        return embedding(self.norm(x, width))
 
     def inventory(self, choices: Choices) -> Inventory:
         """Return what the net holds as shipped; under soft choices, its differentiable expectation.
@@ -140,7 +171,7 @@ class Supernet(nn.Module):
         """
         found = self._tensors(choices)
         add(found, self._once(choices), prefix=ONCE)
-        found["d_model"] = expected(choices["d_model"], self.d_model)
+        found["d_model"] = mean(self._width(choices))
         found["intermediate"] = self._largest_intermediate(choices)
         return found
 
@@ -154,8 +185,8 @@ class Supernet(nn.Module):
         Counts what llama.cpp needs: a layer without attention or without FFN has a stand-in for the FFN,
         and for attention where it is the first; a layer with neither is left out (but one always stays).
         """
-        width = expected(choices["d_model"], self.d_model)
-        found: Inventory = {"norm.weights": width}
+        width = self._width(choices)
+        found: Inventory = {"norm.weights": mean(width)}
         add(found, self._head(choices, width))
         layers = self._layers(choices)
         empty: Any = 1.0  # probability that no layer was kept so far
@@ -171,7 +202,7 @@ class Supernet(nn.Module):
 
     def _once(self, choices: Choices) -> Inventory:
         """Return what only the last token of a prompt meets: the output projection and the last layer's FFN."""
-        width = expected(choices["d_model"], self.d_model)
+        width = self._width(choices)
         found = self._head(choices, width)
         last: Any = 1.0  # probability that no later layer is kept
         for (_, _, a), (mlp, m_local, m) in reversed(self._layers(choices)):
@@ -181,8 +212,12 @@ class Supernet(nn.Module):
         add(found, mlp.stand_in(width), last)
         return found
 
-    def _head(self, choices: Choices, width: Any) -> Inventory:
-        formats = shares(choices["embedding.format"], [f.name for f in self.embedding.formats])
+    def _width(self, choices: Choices) -> Mapping[int, Any]:
+        """Return the widths of the residual stream -> probability."""
+        return shares(choices["d_model"], self.d_model)
+
+    def _head(self, choices: Choices, width: Mapping[int, Any]) -> Inventory:
+        formats = shares(choices["embedding.format"], list(self.embedding.formats))
         return matrices(self.vocab_size, width, formats)
 
     def _layers(self, choices: Choices) -> list[tuple[tuple[ElasticModule, Choices, Any], ...]]:

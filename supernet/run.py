@@ -207,7 +207,8 @@ def load_supernet(run: Path) -> TrainedSupernet:
     gates.setdefault("budgets_ms", [])  # runs of before gates could be held to a time
     try:
         supernet = build_supernet(space["model"], space["vocab_size"])
-        if supernet.space.to_json() != SearchSpace.from_json(space["genes"]).to_json():
+        known = {gene.name: gene.choices for gene in SearchSpace.from_json(space["genes"])}
+        if known != {gene.name: gene.choices for gene in supernet.space}:
             raise UserError(f"{folder / SPACE} is damaged: its genes are not those of its model")
         supernet.load_state_dict(load_file(folder / WEIGHTS))
         tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")

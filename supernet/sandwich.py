@@ -7,10 +7,10 @@ function of the step, which is what makes resuming exact.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from supernet.errors import UserError
-from supernet.genes import Architecture, SearchSpace
+from supernet.genes import Architecture, Gene, Kind, SearchSpace
 from supernet.randomness import generator
 
 StepKind = Literal["alone", "sandwich", "gates"]
@@ -25,7 +25,12 @@ class Schedule:
         joint_steps: steps after that, gate steps included.
         n_sampled: subnets sampled in a sandwich step, beside largest and smallest.
         smallest_every: the smallest net trains in every n-th sandwich step.
+        vary: kinds of genes that the smaller nets differ in; the others keep the largest net's choice.
+        spread: draw the mean level of each kind first, then genes around it; else every gene for itself.
+        inherit: share of the joint steps over which cheaper formats open one after another, so that each begins
+            with weights that the one above has trained (OQAT, arXiv 2010.04354); 0: all are open at once.
         student_weight: weight of each smaller net's loss; the largest net's is 1.
+        distillation: smaller nets learn the largest's predictions, else the next token.
         gate_every: every n-th joint step is a gate step; 0 for none.
         gate_warmup: share of the joint steps before the first gate step.
         hard_after: share of the joint steps after which gate samples are one-hot.
@@ -38,7 +43,11 @@ class Schedule:
     joint_steps: int
     n_sampled: int
     smallest_every: int
+    vary: tuple[Kind, ...]
+    spread: bool
+    inherit: float
     student_weight: float
+    distillation: bool
     gate_every: int
     gate_warmup: float
     hard_after: float
@@ -48,6 +57,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", tuple(self.temperature))
+        object.__setattr__(self, "vary", tuple(self.vary))
+        if not set(self.vary) <= set(get_args(Kind)):
+            raise UserError(f"schedule.vary must hold some of {', '.join(get_args(Kind))}, got {list(self.vary)}")
+        if not 0 <= self.inherit <= 1:
+            raise UserError(f"schedule.inherit must be from 0 to 1, got {self.inherit}")
         if self.alone_steps < 0 or self.joint_steps < 0 or self.steps < 1:
             raise UserError("schedule.alone_steps and schedule.joint_steps must be 0 or more, and one of them 1")
         if self.n_sampled < 0 or self.smallest_every < 1 or self.gate_every < 0 or self.gate_every == 1:
@@ -95,9 +109,19 @@ class Schedule:
         """Return (role, architecture) of every subnet that trains in weight step `step`, the largest first."""
         if self.kind(step) == "alone":
             return [("largest", space.full_precision(space.largest))]
+        offered = space.above(lambda gene: self._lowest(gene, step))
         chosen = [("largest", space.decode(space.largest))]
         if (step - self.alone_steps) % self.smallest_every == 0:
-            chosen.append(("smallest", space.decode(space.smallest)))
+            chosen.append(("smallest", offered.decode(offered.smallest)))
         rng = generator(seed, "sandwich", step)
-        chosen += [("sampled", space.decode(space.sample_spread(rng))) for _ in range(self.n_sampled)]
+        draw = offered.sample_spread if self.spread else offered.sample
+        chosen += [("sampled", offered.decode(draw(rng))) for _ in range(self.n_sampled)]
         return chosen
+
+    def _lowest(self, gene: Gene, step: int) -> int:
+        """Return the index of the cheapest choice that smaller nets may take."""
+        last = len(gene.choices) - 1
+        if gene.kind not in self.vary:
+            return last
+        opened = min(1.0, self.progress(step) / self.inherit) if self.inherit else 1.0
+        return math.ceil((1 - opened) * last) if gene.kind == "format" else 0

@@ -3,12 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from supernet.elastic import Block, Linear, RMSNorm, under
-from supernet.formats import F32
 from supernet.genes import Genome
 from supernet.model import Supernet, rope_table
 
@@ -62,22 +60,20 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits (batch, tokens, vocab_size) of token ids (batch, tokens)."""
         embedding = self.embedding.effective()
-        x = F.embedding(tokens, embedding)
+        x = F.embedding(tokens, embedding.weight)
         rope = rope_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
         for layer in self.layers:
             x = layer(x, rope)
-        return F.linear(self.norm(x), embedding)
+        return embedding(self.norm(x))
 
     def linears(self) -> Iterable[Linear]:
         """Yield everything that is stored in a weight format."""
         return (module for module in self.modules() if isinstance(module, Linear))
 
-    @torch.no_grad()
     def freeze_formats(self) -> "Decoder":
         """Round every weight to its format, once; from then on the weights are used as they are."""
         for linear in self.linears():
-            linear.weight.copy_(linear.format.quantize(linear.weight))
-            linear.format = F32()
+            linear.freeze()
         return self
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from supernet.elastic import Choices
 from supernet.errors import UserError
 from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Architecture, SearchSpace
 from supernet.hardware import HardwareModel, in_every_format
+from supernet.inventory import Choices
 from supernet.losses import distillation_loss, next_token_loss
 from supernet.model import Supernet
 from supernet.randomness import derive
@@ -80,12 +80,10 @@ class SupernetTraining(L.LightningModule):
         self.gate_history: list[dict[str, Any]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return one optimizer: matrices decay, gains and gates do not, gates have their own rate."""
-        weights = list(self.supernet.parameters())
+        """Return one optimizer: matrices decay, gains, factors and gates do not, gates have their own rate."""
         optimizer = self.make_optimizer(
             [
-                {"params": [p for p in weights if p.ndim > 1]},
-                {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0},
+                *parameter_groups(self.supernet),
                 {"params": [self.gates.logits], "weight_decay": 0.0, "lr": self.gate_lr},
             ]
         )
@@ -116,7 +114,8 @@ class SupernetTraining(L.LightningModule):
 
     def _weight_loss(self, batch: Tensor) -> Tensor:
         subnets = self.schedule.subnets(self.supernet.space, self.seed, self.global_step)
-        loss, shown = sandwich_loss(self.supernet, batch, [a for _, a in subnets], self.schedule.student_weight)
+        architectures, schedule = [a for _, a in subnets], self.schedule
+        loss, shown = sandwich_loss(self.supernet, batch, architectures, schedule.student_weight, schedule.distillation)
         for (role, _), value in zip(subnets, shown, strict=True):
             self._show(f"loss_{role}", value)
         return loss
@@ -172,8 +171,20 @@ class SupernetTraining(L.LightningModule):
         self.gate_history = checkpoint["gate_history"]
 
 
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Return the weights of matrices, which decay, and all else, which does not: gains, factors on scales."""
+    decays = {True: list[Any](), False: list[Any]()}
+    for name, parameter in network.named_parameters():
+        decays[parameter.ndim > 1 and "log_factors" not in name].append(parameter)
+    return [{"params": decays[True]}, {"params": decays[False], "weight_decay": 0.0}]
+
+
 def sandwich_loss(
-    supernet: Supernet, batch: Tensor, architectures: Sequence[Architecture], student_weight: float
+    supernet: Supernet,
+    batch: Tensor,
+    architectures: Sequence[Architecture],
+    student_weight: float,
+    distillation: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the weighted sum of the losses of some subnets on a batch, and the next-token loss of each.
 
@@ -184,6 +195,7 @@ def sandwich_loss(
         batch: token ids (batch, tokens + 1).
         architectures: hard choices for every gene, the largest first.
         student_weight: of the losses after the first.
+        distillation: else all learn the next token.
     """
     tokens, targets = batch[:, :-1], batch[:, 1:]
     logits = supernet(tokens, architectures[0])
@@ -192,7 +204,11 @@ def sandwich_loss(
     if len(architectures) > 1:
         teacher = logits.detach().float().softmax(-1)
         for smaller in architectures[1:]:
-            loss, next_token = distillation_loss(supernet(tokens, smaller), teacher, targets)
+            students = supernet(tokens, smaller)
+            if distillation:
+                loss, next_token = distillation_loss(students, teacher, targets)
+            else:
+                loss = next_token = next_token_loss(students, targets)
             total = total + student_weight * loss
             shown.append(next_token)
     return total, shown

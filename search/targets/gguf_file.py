@@ -135,11 +135,11 @@ def _add_norm(writer: GGUFWriter, name: str, norm: RMSNorm) -> None:
 def _add_linear(writer: GGUFWriter, name: str, linear: Linear, heads: int = 0) -> None:
     if linear.format.name not in PACKERS:
         raise UserError(f"format {linear.format.name} does not ship to llama.cpp; these do: {', '.join(PACKERS)}")
-    codes, scales = linear.format.encode(linear.weight.detach().cpu().float())
-    if not (codes.isfinite().all() and scales.isfinite().all()):
+    encoded = [part.cpu() for part in linear.encoded()]
+    if not all(part.isfinite().all() for part in encoded):
         raise UserError(f"{name} has weights that {linear.format.name} cannot store: NaN, or out of its range")
     stored_as, pack = PACKERS[linear.format.name]
-    rows = pack(codes.numpy(), scales.numpy())
+    rows = pack(*(part.numpy() for part in encoded))
     if heads:
         rows = _interleave(rows, heads)
     writer.add_tensor(f"{name}.weight", np.ascontiguousarray(rows), raw_dtype=stored_as)

@@ -9,23 +9,22 @@ from torch.nn import functional as F
 
 from supernet.elastic import (
     Block,
-    Choices,
     ElasticLinear,
     ElasticModule,
     ElasticRMSNorm,
     Extent,
-    Inventory,
     Linear,
+    Matrix,
     RMSNorm,
-    add,
-    expected,
     extent,
-    matrices,
-    shares,
+    format_gene,
+    project,
 )
 from supernet.errors import UserError
-from supernet.formats import Q4_0, check_formats
+from supernet.formats import Q4_0, Fitting, check_formats
+from supernet.formats.activations import rounded
 from supernet.genes import Gene, Value
+from supernet.inventory import Choices, Inventory, add, joint, matrices, mean, shares
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -39,30 +38,32 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 def attend(
     x: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    matrices: tuple[Matrix, Matrix, Matrix, Matrix],
     rope: tuple[Tensor, Tensor],
     kv_heads: int,
     head_dim: int,
+    kv_format: str | None,
 ) -> Tensor:
-    """Causal self-attention of x (batch, tokens, d_model) under the weights q, k, v, o, each (out, in)."""
-    q_weight, k_weight, v_weight, o_weight = weights
+    """Causal self-attention of x (batch, tokens, d_model) under q, k, v and o, keys and values cached in a format."""
+    q_matrix, k_matrix, v_matrix, o_matrix = matrices
     heads_first = (x.shape[0], x.shape[1], -1, head_dim)
-    q = rotate(F.linear(x, q_weight).view(heads_first).transpose(1, 2), rope)
-    k = rotate(F.linear(x, k_weight).view(heads_first).transpose(1, 2), rope)
-    v = F.linear(x, v_weight).view(heads_first).transpose(1, 2)
+    q, k, v = (each.view(heads_first).transpose(1, 2) for each in project(x, q_matrix, k_matrix, v_matrix))
+    q, k, v = rotate(q, rope), rounded(rotate(k, rope), kv_format), rounded(v, kv_format)
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != kv_heads)
-    return F.linear(mixed.transpose(1, 2).flatten(2), o_weight)
+    return o_matrix(mixed.transpose(1, 2).flatten(2))
 
 
 class Attention(Block):
     """A plain attention block: norm, then grouped-query attention."""
+
+    kv_format: str | None
 
     def __init__(self, norm: RMSNorm, projections: Mapping[str, Linear], kv_heads: int, head_dim: int) -> None:
         super().__init__()
         self.norm = norm
         self.q_proj, self.k_proj = projections["q_proj"], projections["k_proj"]
         self.v_proj, self.o_proj = projections["v_proj"], projections["o_proj"]
-        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self.kv_heads, self.head_dim, self.kv_format = kv_heads, head_dim, None
 
     @property
     def heads(self) -> int:
@@ -73,7 +74,7 @@ class Attention(Block):
         """Return the update for x (batch, tokens, d_model)."""
         projections = (self.q_proj, self.k_proj, self.v_proj, self.o_proj)
         q, k, v, o = (p.effective() for p in projections)
-        return attend(self.norm(x), (q, k, v, o), rope, self.kv_heads, self.head_dim)
+        return attend(self.norm(x), (q, k, v, o), rope, self.kv_heads, self.head_dim, self.kv_format)
 
 
 class ElasticAttention(ElasticModule):
@@ -82,6 +83,8 @@ class ElasticAttention(ElasticModule):
     Query weights are viewed as (kv_heads, heads_per_kv, head_dim, d_model), so any prefix keeps every
     query head on its own key-value head.
     """
+
+    kv_format: str | None = None
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class ElasticAttention(ElasticModule):
         qkv_formats: Sequence[str],
         o_formats: Sequence[str],
         droppable: bool,
+        scales: Mapping[str, Fitting] | None = None,
     ) -> None:
         super().__init__()
         self.d_model, self.head_dim, self.droppable = tuple(d_model), head_dim, droppable
@@ -105,13 +109,14 @@ class ElasticAttention(ElasticModule):
         if droppable:  # its stand-in ships in Q4_0
             check_formats("model.blocks.attention.droppable", (Q4_0.name,), (head_dim, *self.d_model))
         self.qkv_formats = check_formats("model.blocks.attention.qkv_formats", tuple(qkv_formats), self.d_model)
-        self.o_formats = check_formats("model.blocks.attention.o_formats", tuple(o_formats), (head_dim,))
+        heads = [head_dim * kv * per_kv for kv in self.kv_heads for per_kv in self.heads_per_kv]
+        self.o_formats = check_formats("model.blocks.attention.o_formats", tuple(o_formats), heads)
         width, kv, per_kv = self.d_model[-1], self.kv_heads[-1], self.heads_per_kv[-1]
         self.norm = ElasticRMSNorm(width, norm_eps)
-        self.q_proj = ElasticLinear((kv, per_kv, head_dim), (width,), self.qkv_formats)
-        self.k_proj = ElasticLinear((kv, head_dim), (width,), self.qkv_formats)
-        self.v_proj = ElasticLinear((kv, head_dim), (width,), self.qkv_formats)
-        self.o_proj = ElasticLinear((width,), (kv, per_kv, head_dim), self.o_formats)
+        self.q_proj = ElasticLinear((kv, per_kv, head_dim), (width,), self.qkv_formats, scales)
+        self.k_proj = ElasticLinear((kv, head_dim), (width,), self.qkv_formats, scales)
+        self.v_proj = ElasticLinear((kv, head_dim), (width,), self.qkv_formats, scales)
+        self.o_proj = ElasticLinear((width,), (kv, per_kv, head_dim), self.o_formats, scales)
 
     def genes(self) -> tuple[Gene, ...]:
         """Return presence, head counts and formats."""
@@ -119,8 +124,8 @@ class ElasticAttention(ElasticModule):
             Gene("active", (0, 1) if self.droppable else (1,), "switch"),
             Gene("kv_heads", self.kv_heads, "width", needs="active"),
             Gene("heads_per_kv", self.heads_per_kv, "width", needs="active"),
-            Gene("qkv_format", self.qkv_formats, "format", needs="active"),
-            Gene("o_format", self.o_formats, "format", needs="active"),
+            format_gene("qkv_format", self.qkv_formats, ("d_model",)),
+            format_gene("o_format", self.o_formats, ("kv_heads", "heads_per_kv"), self.head_dim),
         )
 
     def forward(self, x: Tensor, choice: Choices, width: Extent, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -138,7 +143,7 @@ class ElasticAttention(ElasticModule):
             self.v_proj.effective((all_kv, self.head_dim), (full,), qkv_format),
             self.o_proj.effective((width,), (kv, per_kv, self.head_dim), choice["o_format"]),
         )
-        return attend(self.norm(x, width), weights, rope, all_kv, self.head_dim)
+        return attend(self.norm(x, width), weights, rope, all_kv, self.head_dim, self.kv_format)
 
     def extract(self, choice: Mapping[str, Value], width: int) -> Attention:
         """Return the plain block of a hard choice."""
@@ -150,28 +155,36 @@ class ElasticAttention(ElasticModule):
             "v_proj": self.v_proj.extract((kv, self.head_dim), (width,), qkv_format),
             "o_proj": self.o_proj.extract((width,), (kv, per_kv, self.head_dim), o_format),
         }
-        return Attention(self.norm.extract(width), projections, kv, self.head_dim)
+        block = Attention(self.norm.extract(width), projections, kv, self.head_dim)
+        block.kv_format = self.kv_format
+        return block
 
-    def inventory(self, choice: Choices, width: Any) -> Inventory:
+    def inventory(self, choice: Choices, width: Mapping[int, Any]) -> Inventory:
         """Return the (expected) counts of norm, q, k, v, o, heads and what the key-value cache gains by a token."""
-        kv = expected(choice["kv_heads"], self.kv_heads)
-        per_kv = expected(choice["heads_per_kv"], self.heads_per_kv)
-        qkv = shares(choice["qkv_format"], self.qkv_formats)
-        return self._count(kv, kv * per_kv, width, qkv, shares(choice["o_format"], self.o_formats))
+        kv, per_kv = shares(choice["kv_heads"], self.kv_heads), shares(choice["heads_per_kv"], self.heads_per_kv)
+        qkv, o = shares(choice["qkv_format"], self.qkv_formats), shares(choice["o_format"], self.o_formats)
+        return self._count(mean(kv), joint(kv, per_kv), width, qkv, o)
 
-    def stand_in(self, width: Any) -> Inventory:
+    def stand_in(self, width: Mapping[int, Any]) -> Inventory:
         """Return the counts of one head of zeros in Q4_0, and its norm."""
-        return self._count(1, 1, width, {Q4_0.name: 1.0}, {Q4_0.name: 1.0})
+        return self._count(1, {1: 1.0}, width, {Q4_0.name: 1.0}, {Q4_0.name: 1.0})
 
-    def _count(self, kv: Any, heads: Any, width: Any, qkv: Mapping[Value, Any], o: Mapping[Value, Any]) -> Inventory:
+    def _count(
+        self,
+        kv: Any,
+        heads: Mapping[int, Any],
+        width: Mapping[int, Any],
+        qkv: Mapping[Value, Any],
+        o: Mapping[Value, Any],
+    ) -> Inventory:
         found: Inventory = {
             "attention": 1.0,
-            "heads": heads,
+            "heads": mean(heads),
             "kv_values": 2 * kv * self.head_dim,
-            "norm.weights": width,
+            "norm.weights": mean(width),
         }
-        add(found, matrices((heads + 2 * kv) * self.head_dim, width, qkv))
-        add(found, matrices(width, heads * self.head_dim, o))
+        add(found, matrices((mean(heads) + 2 * kv) * self.head_dim, width, qkv))
+        add(found, matrices(mean(width), joint(heads, {self.head_dim: 1.0}), o))
         return found
 
     def intermediates(self, choice: Choices) -> dict[int, Any]:

@@ -9,30 +9,29 @@ from torch.nn import functional as F
 
 from supernet.elastic import (
     Block,
-    Choices,
     ElasticLinear,
     ElasticModule,
     ElasticRMSNorm,
     Extent,
-    Inventory,
     Linear,
+    Matrix,
     RMSNorm,
-    add,
-    expected,
     extent,
-    matrices,
-    shares,
+    format_gene,
+    project,
 )
 from supernet.errors import UserError
-from supernet.formats import Q4_0, check_formats
+from supernet.formats import Q4_0, Fitting, check_formats
 from supernet.genes import Gene, Value
+from supernet.inventory import Choices, Inventory, add, matrices, mean, shares
 
 STAND_IN_WIDTH = 32  # the narrowest that Q4_0 can store
 
 
-def feed(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Return down(silu(gate x) * up x) for x (..., d_model) and weights (out, in)."""
-    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+def feed(x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
+    """Return down(silu(gate x) * up x) for x (..., d_model)."""
+    gated, plain = project(x, gate, up)
+    return down(F.silu(gated) * plain)
 
 
 class SwiGLU(Block):
@@ -65,6 +64,7 @@ class ElasticSwiGLU(ElasticModule):
         gate_up_formats: Sequence[str],
         down_formats: Sequence[str],
         droppable: bool,
+        scales: Mapping[str, Fitting] | None = None,
     ) -> None:
         super().__init__()
         self.d_model, self.widths, self.droppable = tuple(d_model), tuple(width), droppable
@@ -75,17 +75,17 @@ class ElasticSwiGLU(ElasticModule):
         self.gate_up_formats = check_formats("model.blocks.mlp.gate_up_formats", tuple(gate_up_formats), self.d_model)
         self.down_formats = check_formats("model.blocks.mlp.down_formats", tuple(down_formats), self.widths)
         self.norm = ElasticRMSNorm(self.d_model[-1], norm_eps)
-        self.gate_proj = ElasticLinear((self.widths[-1],), (self.d_model[-1],), self.gate_up_formats)
-        self.up_proj = ElasticLinear((self.widths[-1],), (self.d_model[-1],), self.gate_up_formats)
-        self.down_proj = ElasticLinear((self.d_model[-1],), (self.widths[-1],), self.down_formats)
+        self.gate_proj = ElasticLinear((self.widths[-1],), (self.d_model[-1],), self.gate_up_formats, scales)
+        self.up_proj = ElasticLinear((self.widths[-1],), (self.d_model[-1],), self.gate_up_formats, scales)
+        self.down_proj = ElasticLinear((self.d_model[-1],), (self.widths[-1],), self.down_formats, scales)
 
     def genes(self) -> tuple[Gene, ...]:
         """Return presence, hidden width and formats."""
         return (
             Gene("active", (0, 1) if self.droppable else (1,), "switch"),
             Gene("width", self.widths, "width", needs="active"),
-            Gene("gate_up_format", self.gate_up_formats, "format", needs="active"),
-            Gene("down_format", self.down_formats, "format", needs="active"),
+            format_gene("gate_up_format", self.gate_up_formats, ("d_model",)),
+            format_gene("down_format", self.down_formats, ("width",)),
         )
 
     def forward(self, x: Tensor, choice: Choices, width: Extent, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -111,20 +111,26 @@ class ElasticSwiGLU(ElasticModule):
             self.down_proj.extract((width,), (hidden,), down),
         )
 
-    def inventory(self, choice: Choices, width: Any) -> Inventory:
+    def inventory(self, choice: Choices, width: Mapping[int, Any]) -> Inventory:
         """Return the (expected) counts of norm, gate, up and down."""
         gate_up = shares(choice["gate_up_format"], self.gate_up_formats)
         down = shares(choice["down_format"], self.down_formats)
-        return self._count(expected(choice["width"], self.widths), width, gate_up, down)
+        return self._count(shares(choice["width"], self.widths), width, gate_up, down)
 
-    def stand_in(self, width: Any) -> Inventory:
+    def stand_in(self, width: Mapping[int, Any]) -> Inventory:
         """Return the counts of the narrowest SwiGLU of zeros in Q4_0, and its norm."""
-        return self._count(STAND_IN_WIDTH, width, {Q4_0.name: 1.0}, {Q4_0.name: 1.0})
+        return self._count({STAND_IN_WIDTH: 1.0}, width, {Q4_0.name: 1.0}, {Q4_0.name: 1.0})
 
-    def _count(self, hidden: Any, width: Any, gate_up: Mapping[Value, Any], down: Mapping[Value, Any]) -> Inventory:
-        found: Inventory = {"mlp": 1.0, "norm.weights": width}
-        add(found, matrices(2 * hidden, width, gate_up))
-        add(found, matrices(width, hidden, down))
+    def _count(
+        self,
+        hidden: Mapping[int, Any],
+        width: Mapping[int, Any],
+        gate_up: Mapping[Value, Any],
+        down: Mapping[Value, Any],
+    ) -> Inventory:
+        found: Inventory = {"mlp": 1.0, "norm.weights": mean(width)}
+        add(found, matrices(2 * mean(hidden), width, gate_up))
+        add(found, matrices(mean(width), hidden, down))
         return found
 
     def intermediates(self, choice: Choices) -> dict[int, Any]:

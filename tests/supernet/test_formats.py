@@ -7,9 +7,12 @@ from supernet.blocks.attention import ElasticAttention
 from supernet.blocks.swiglu import ElasticSwiGLU
 from supernet.errors import UserError
 from supernet.formats import FORMATS, check_formats, format_named
+from supernet.formats.activations import rounded
 
+K_CODES = {"Q2_K": (0, 3), "Q3_K": (-4, 3), "Q6_K": (-32, 31)}
 INTEGERS = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-127, 127)}
 every_format = pytest.mark.parametrize("name", FORMATS)
+every_k_format = pytest.mark.parametrize("name", K_CODES)
 every_integer_format = pytest.mark.parametrize("name", INTEGERS)
 
 
@@ -18,10 +21,10 @@ def normal(*shape, scale=1.0, seed=0):
 
 
 def weights():
-    """Rows of 64 whose magnitudes span what float16 can hold, zeros and tiny values among them."""
+    """Rows of 256 whose magnitudes span what float16 can hold, zeros and tiny values among them."""
     tiny = st.floats(-(2**-20), 2**-20, width=32)
     values = st.one_of(st.floats(-60000, 60000, width=32), tiny, st.just(0.0))
-    return st.lists(values, min_size=64, max_size=64).map(torch.tensor)
+    return st.lists(values, min_size=256, max_size=256).map(torch.tensor)
 
 
 @every_format
@@ -38,9 +41,9 @@ def test_quantize_is_decode_after_encode_and_finite(name, weight):
 def test_codes_stay_in_range(name, weight):
     codes, scales = FORMATS[name].encode(weight)
     low, high = INTEGERS[name]
-    assert codes.dtype == torch.int8 and codes.shape == (64,)
+    assert codes.dtype == torch.int8 and codes.shape == (256,)
     assert codes.min() >= low and codes.max() <= high
-    assert scales.dtype == torch.float16 and scales.shape == (2,)
+    assert scales.dtype == torch.float16 and scales.shape == (8,)
 
 
 @every_integer_format
@@ -55,7 +58,7 @@ def test_error_is_bounded_by_the_scale(name, magnitude):
 
 
 def test_more_bits_are_nearer():
-    weight = normal(16, 128)
+    weight = normal(16, 256)
     errors = [(f.quantize(weight) - weight).pow(2).mean().item() for f in FORMATS.values()]
     assert errors == sorted(errors, reverse=True) and errors[-1] == 0
     bits = [f.bits for f in FORMATS.values()]
@@ -65,6 +68,67 @@ def test_more_bits_are_nearer():
 @pytest.mark.parametrize(("name", "n_bytes"), [("Q4_0", 18), ("Q5_0", 22), ("Q8_0", 34), ("F16", 64), ("F32", 128)])
 def test_bytes_of_32_weights(name, n_bytes):
     assert FORMATS[name].n_bytes(32) == n_bytes
+
+
+@pytest.mark.parametrize(("name", "n_bytes"), [("Q2_K", 84), ("Q3_K", 110), ("Q6_K", 210)])
+def test_bytes_of_256_weights(name, n_bytes):
+    assert FORMATS[name].n_bytes(256) == n_bytes
+
+
+@every_k_format
+@given(weight=weights())
+def test_codes_and_scales_of_k_formats_stay_in_range(name, weight):
+    codes, factors, scales = FORMATS[name].encode(weight)
+    low, high = K_CODES[name]
+    lowest, highest = {"Q2_K": (0, 15), "Q3_K": (-32, 31), "Q6_K": (-128, 127)}[name]
+    assert codes.dtype == scales.dtype == torch.int8 and factors.dtype == torch.float16
+    assert low <= codes.min() and codes.max() <= high and lowest <= scales.min() and scales.max() <= highest
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K"])
+def test_least_squares_errs_less(name):
+    weight = normal(32, 256)
+    errors = [(format_named(name, f).quantize(weight) - weight).square().mean() for f in ("mse", "absmax")]
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0"])
+def test_learned_factors_scale_and_learn(name):
+    weight, learned = normal(8, 512).requires_grad_(), format_named(name, "learned")
+    log_factors = torch.zeros(8, 512 // learned.part, requires_grad=True)
+    quantized = learned.fake_quantize(weight, log_factors)
+    assert torch.equal(quantized, FORMATS[name].quantize(weight.detach()))
+    (quantized - weight.detach()).square().sum().backward()
+    errors = [quantized.detach().sub(weight.detach()).square().sum()]
+    for _ in range(20):
+        with torch.no_grad():
+            log_factors -= 0.02 * log_factors.grad.sign()
+            log_factors.grad = None
+        quantized = learned.fake_quantize(weight, log_factors)
+        loss = (quantized - weight.detach()).square().sum()
+        loss.backward()
+        errors.append(loss.detach())
+    assert errors[-1] < 0.97 * errors[0]
+    half = learned.quantize(weight.detach()[:, :256], log_factors.detach()[:, : 256 // learned.part].exp())
+    assert torch.equal(half, learned.quantize(weight.detach(), log_factors.detach().exp())[:, :256])
+
+
+def test_an_unknown_fitting_is_refused():
+    with pytest.raises(UserError, match=r"model\.scales\.F16 must be one of absmax, got 'mse'"):
+        format_named("F16", "mse")
+    with pytest.raises(UserError, match=r"model\.scales\.Q4_0 must be one of absmax, mse, learned"):
+        format_named("Q4_0", "best")
+
+
+@pytest.mark.parametrize(("kind", "error"), [("F16", 1e-3), ("Q8_0", 1e-2), ("Q8_K", 2e-2)])
+def test_rounded_activations_are_near_and_pass_the_gradient(kind, error):
+    x = normal(3, 512).requires_grad_()
+    near = rounded(x, kind)
+    assert 0 < (near - x).norm() / x.norm() < error
+    near.backward(torch.ones_like(x))
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert torch.equal(rounded(torch.zeros(1, 256), kind), torch.zeros(1, 256))
+    assert rounded(x, None) is x and rounded(x, "F32") is x
 
 
 @every_integer_format
@@ -80,36 +144,39 @@ def test_integers_that_are_codes_are_exact(name, sign):
 
 @every_format
 def test_zeros_and_tiny_values(name):
-    assert torch.equal(FORMATS[name].quantize(torch.zeros(2, 64)), torch.zeros(2, 64))
-    weight = torch.cat((torch.zeros(32), normal(32)))  # a group of zeros beside one that is not
+    assert torch.equal(FORMATS[name].quantize(torch.zeros(2, 256)), torch.zeros(2, 256))
+    weight = torch.cat((torch.zeros(32), normal(224)))  # a group of zeros beside one that is not
     assert torch.equal(FORMATS[name].quantize(weight)[:32], torch.zeros(32))
-    tiny = normal(64, scale=1e-10)
+    tiny = normal(256, scale=1e-10)
     assert (FORMATS[name].quantize(tiny) - tiny).abs().max() <= tiny.abs().max()
 
 
-@every_format
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "Q2_K"])  # whose offsets are coarse
 def test_rounding_twice_changes_little(name):
-    once = FORMATS[name].quantize(normal(4, 64))
+    once = FORMATS[name].quantize(normal(4, 256))
     torch.testing.assert_close(FORMATS[name].quantize(once), once, rtol=2e-3, atol=2e-3)
 
 
 @every_format
 def test_slicing_commutes(name):
-    weight, weight_format = normal(6, 4, 128), FORMATS[name]
+    weight, weight_format = normal(6, 4, 768), FORMATS[name]
     whole = weight_format.quantize(weight)
-    for rows, heads, columns in ((6, 4, 32), (3, 2, 96), (1, 1, 128), (5, 4, 64)):
+    for rows, heads, columns in ((6, 4, 256), (3, 2, 512), (1, 1, 768), (5, 4, 256)):
         prefix = weight[:rows, :heads, :columns]
         assert torch.equal(weight_format.quantize(prefix), whole[:rows, :heads, :columns])
     if name in INTEGERS:
         codes, scales = weight_format.encode(weight)
         sliced_codes, sliced_scales = weight_format.encode(weight[..., :96])
         assert torch.equal(sliced_codes, codes[..., :96]) and torch.equal(sliced_scales, scales[..., :3])
+    elif name in K_CODES:
+        whole_parts, parts = weight_format.encode(weight), weight_format.encode(weight[..., :256])
+        assert all(torch.equal(a, b.narrow(2, 0, a.shape[2])) for a, b in zip(parts, whole_parts, strict=True))
 
 
 @every_format
 def test_the_gradient_is_the_identitys(name):
-    weight = normal(4, 64).requires_grad_()
-    gradient = normal(4, 64, seed=1)
+    weight = normal(4, 256).requires_grad_()
+    gradient = normal(4, 256, seed=1)
     quantized = FORMATS[name].fake_quantize(weight)
     assert torch.equal(quantized, FORMATS[name].quantize(weight.detach()))
     quantized.backward(gradient)
@@ -124,7 +191,7 @@ def test_without_gradients_nothing_is_recorded():
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match=r"unknown weight format 'Q3_9'; known: Q4_0, "):
+    with pytest.raises(UserError, match=r"unknown weight format 'Q3_9'; known: Q2_K, "):
         format_named("Q3_9")
 
 

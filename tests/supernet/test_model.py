@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from supernet.elastic import ElasticLinear, ElasticRMSNorm, expected, extent
+from supernet.elastic import ElasticLinear, ElasticRMSNorm, extent
 from supernet.errors import UserError
 from supernet.gates import Gates
+from supernet.inventory import mean, shares
 from supernet.losses import next_token_loss
 from supernet.model import Supernet
 from supernet.subnet import extract
@@ -165,13 +166,13 @@ def test_blocks_are_attention_and_mlp():
 
 def test_a_blocks_formats_and_masks():
     linear = ElasticLinear((4, 2), (64,), ("Q4_0", "F16"))
-    assert linear.effective((3, 2), (32,), "Q4_0").shape == (6, 32)
+    assert linear.effective((3, 2), (32,), "Q4_0").weight.shape == (6, 32)
     mask = extent(torch.tensor([0.25, 0.75]), (1, 4))
     assert torch.allclose(mask, torch.tensor([1, 0.75, 0.75, 0.75]))
-    soft = linear.effective((mask, 2), (64,), "F16")
-    torch.testing.assert_close(soft, linear.effective((4, 2), (64,), "F16") * mask.repeat_interleave(2)[:, None])
-    mixed = linear.effective((4, 2), (64,), torch.tensor([0.3, 0.7]))
-    q4, f16 = (linear.effective((4, 2), (64,), name) for name in ("Q4_0", "F16"))
+    soft = linear.effective((mask, 2), (64,), "F16").weight
+    torch.testing.assert_close(soft, linear.effective((4, 2), (64,), "F16").weight * mask.repeat_interleave(2)[:, None])
+    mixed = linear.effective((4, 2), (64,), torch.tensor([0.3, 0.7])).weight
+    q4, f16 = (linear.effective((4, 2), (64,), name).weight for name in ("Q4_0", "F16"))
     torch.testing.assert_close(mixed, 0.3 * q4 + 0.7 * f16)
 
 
@@ -186,9 +187,9 @@ def test_a_soft_norm_is_the_hard_norm_where_it_is_certain():
     assert not soft[:, 32:].any()
 
 
-def test_expectation_of_a_hard_choice_is_itself():
-    assert expected(64, (32, 64)) == 64
-    assert expected(torch.tensor([0.25, 0.75]), (32, 64)).item() == 56
+def test_the_mean_of_a_hard_width_is_itself():
+    assert mean(shares(64, (32, 64))) == 64
+    assert mean(shares(torch.tensor([0.25, 0.75]), (32, 64))).item() == 56
 
 
 # Bytes.

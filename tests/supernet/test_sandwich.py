@@ -11,6 +11,10 @@ SCHEDULE = Schedule(
     joint_steps=40,
     n_sampled=2,
     smallest_every=2,
+    vary=("width", "switch", "format"),
+    spread=True,
+    inherit=0.0,
+    distillation=True,
     student_weight=0.5,
     gate_every=4,
     gate_warmup=0.25,
@@ -99,3 +103,32 @@ def test_impossible_schedules_are_refused(change, key):
 def test_one_phase_is_enough():
     assert replace(SCHEDULE, joint_steps=0).steps == 10
     assert replace(SCHEDULE, alone_steps=0).kind(0) == "sandwich"
+
+
+def test_only_what_varies_differs_from_the_largest(supernet_of):
+    space = supernet_of().space
+    schedule = replace(SCHEDULE, vary=("format",), smallest_every=1)
+    for step in range(10, 30):
+        for _, architecture in schedule.subnets(space, 0, step)[1:]:
+            assert all(architecture[g.name] == g.choices[-1] for g in space if g.kind != "format")
+    smallest = schedule.subnets(space, 0, 10)[1][1]
+    assert all(smallest[g.name] == g.choices[0] for g in space if g.kind == "format")
+
+
+def test_formats_open_from_the_dearest_on(supernet_of):
+    space = supernet_of().space
+    schedule = replace(SCHEDULE, inherit=0.5, smallest_every=1)
+
+    def lowest(step):
+        smallest = space.encode(schedule.subnets(space, 0, step)[1][1])
+        return sum(k for g, k in zip(space, smallest, strict=True) if g.kind == "format")
+
+    levels = [lowest(step) for step in range(10, 50)]
+    assert levels == sorted(levels, reverse=True) and levels[0] > levels[-1] == 0
+    assert levels.index(0) <= 20
+
+
+def test_independent_draws(supernet_of):
+    space = supernet_of().space
+    spread, alone = (replace(SCHEDULE, spread=spread).subnets(space, 0, 15) for spread in (True, False))
+    assert spread[-1] != alone[-1]

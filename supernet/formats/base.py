@@ -1,0 +1,215 @@
+"""What a weight format is: codes, scales, and where the scales come from."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from supernet.errors import UserError
+
+Encoded = tuple[Tensor, ...]
+Fitting = Literal["absmax", "mse", "learned"]
+MB = 1e6  # bytes
+F16_MAX = 65504.0  # a larger scale would be stored as infinity
+
+
+class WeightFormat(ABC):
+    """A deployable weight encoding.
+
+    Attributes:
+        name: as the runtime spells it.
+        bits: bits per weight, scales included.
+        group: every stored row is a multiple of it.
+        part: weights behind one scale that can be fitted; 0: there is none.
+        activations: what the runtime rounds the inputs of a product with such weights to, see `activations.py`.
+        fitting: where the scales come from: `absmax`, so that the largest weight is met; `mse`, the least squared
+            error among some fractions of that; `learned`, a factor on it that is trained with the weights.
+        factor: what a learned factor begins with.
+    """
+
+    name: ClassVar[str]
+    bits: ClassVar[float]
+    group: ClassVar[int] = 1
+    part: ClassVar[int] = 0
+    activations: ClassVar[str] = "F32"
+    factor: ClassVar[float] = 1.0
+
+    def __init__(self, fitting: Fitting = "absmax") -> None:
+        if fitting not in get_args(Fitting) or (fitting != "absmax" and not self.part):
+            known = ", ".join(get_args(Fitting)) if self.part else "absmax"
+            raise UserError(f"model.scales.{self.name} must be one of {known}, got {fitting!r} (conf/model/)")
+        self.fitting = fitting
+
+    @abstractmethod
+    def encode(self, weight: Tensor, factors: Tensor | None = None) -> Encoded:
+        """Return what is stored of float32 `weight` (..., in): codes (..., in) first, then scales.
+
+        Args:
+            weight: to be stored.
+            factors: learned factors on the scales (..., in / part); None: by `fitting`.
+        """
+
+    @abstractmethod
+    def decode(self, codes: Tensor, *scales: Tensor) -> Tensor:
+        """Return the float32 weights (..., in) that a runtime computes from what is stored."""
+
+    def quantize(self, weight: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Return `decode(*encode(weight, factors))`: the weights as the runtime sees them."""
+        return self.decode(*self.encode(weight, factors))
+
+    def fake_quantize(self, weight: Tensor, log_factors: Tensor | None = None) -> Tensor:
+        """Return `quantize(weight)`, with the gradient of the identity.
+
+        Args:
+            weight: (..., in).
+            log_factors: logarithms of learned factors (..., in / part); their gradient is that of a learned
+                step (LSQ, arXiv 1902.08153, eq. 3): code x step - weight x [not clipped].
+        """
+        if not torch.is_grad_enabled() or not weight.requires_grad:
+            return self.quantize(weight, None if log_factors is None else log_factors.exp())
+        with torch.no_grad():
+            quantized = self.quantize(weight, None if log_factors is None else log_factors.exp())
+        return _StraightThrough.apply(weight, quantized, log_factors)
+
+    def n_bytes(self, n_weights: float) -> float:
+        """Return the bytes that `n_weights` (an expectation may be fractional) take."""
+        return n_weights * self.bits / 8
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward the second argument; pass the gradient to the first, and LSQ's to the factors."""
+
+    @staticmethod
+    def forward(ctx: object, weight: Tensor, quantized: Tensor, log_factors: Tensor | None) -> Tensor:
+        if log_factors is not None:
+            ctx.save_for_backward(weight, quantized, log_factors)  # type: ignore[attr-defined]
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        (gradient,) = gradients
+        saved = ctx.saved_tensors  # type: ignore[attr-defined]
+        if not saved:
+            return gradient, None, None
+        weight, quantized, log_factors = saved
+        parts = quantized.unflatten(-1, (log_factors.shape[-1], -1))
+        # A weight beyond the last code of its part has been clipped: it does not move with the step.
+        low, high = parts.aminmax(dim=-1, keepdim=True)
+        inner = weight.unflatten(-1, parts.shape[-2:])
+        inside = torch.where((inner >= low) & (inner <= high), inner, 0.0)
+        scaled = (gradient.unflatten(-1, parts.shape[-2:]) * (parts - inside)).sum(-1)
+        return gradient, None, scaled
+
+
+class F32(WeightFormat):
+    """Weights as trained: norms ship in it, and full precision trains in it."""
+
+    name, bits = "F32", 32
+
+    def encode(self, weight: Tensor, factors: Tensor | None = None) -> Encoded:
+        """Return the weights themselves; there are no scales."""
+        return (weight,)
+
+    def decode(self, codes: Tensor, *scales: Tensor) -> Tensor:
+        """Return the codes."""
+        return codes
+
+    def fake_quantize(self, weight: Tensor, log_factors: Tensor | None = None) -> Tensor:
+        """Return the weight."""
+        return weight
+
+
+class F16(WeightFormat):
+    """IEEE half precision."""
+
+    name, bits, activations = "F16", 16, "F16"
+
+    def encode(self, weight: Tensor, factors: Tensor | None = None) -> Encoded:
+        """Round to float16; there are no scales."""
+        return (weight.half(),)
+
+    def decode(self, codes: Tensor, *scales: Tensor) -> Tensor:
+        """Widen to float32."""
+        return codes.float()
+
+
+class ScaledFormat(WeightFormat):
+    """Integer codes times a scale, less an offset where a format has one: both shared by a part of a group.
+
+    `fitted` are scale and offset as one would like them, `store` rounds them to what the format holds, and
+    `stored` reads that back; codes are those nearest under what was read back.
+    """
+
+    low: ClassVar[int]
+    high: ClassVar[int]
+    fractions: ClassVar[tuple[float, ...]] = (1.1, 1.05, 1.0, 0.95, 0.9)  # that `mse` tries
+
+    @abstractmethod
+    def store(self, scale: Tensor, offset: Tensor | None) -> Encoded:
+        """Return what is stored of the scales and offsets (..., parts)."""
+
+    @abstractmethod
+    def stored(self, *scales: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the float32 scales and offsets (..., parts) that a runtime reads."""
+
+    def extremes(self, parts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the scale and offset (..., parts) that meet the largest weight of each part (..., parts, part).
+
+        An even number of codes reaches one further below zero, so the entry of largest magnitude is put
+        there: its sign becomes the scale's.
+        """
+        smallest, largest = parts.aminmax(dim=-1)
+        return torch.where(-smallest >= largest, smallest, largest) / self.low, None
+
+    def encode(self, weight: Tensor, factors: Tensor | None = None) -> Encoded:
+        """Return int8 codes (..., in) and what `store` makes of the scales."""
+        parts = weight.unflatten(-1, (-1, self.part))
+        scales = self.store(*self._fitted(parts, factors))
+        codes = self._codes(parts, *self.stored(*scales))
+        return codes.to(torch.int8).flatten(-2), *scales
+
+    def decode(self, codes: Tensor, *scales: Tensor) -> Tensor:
+        """Return codes x scale - offset in float32."""
+        parts = codes.unflatten(-1, (-1, self.part)).float()
+        return _values(parts, *self.stored(*scales)).flatten(-2)
+
+    def quantize(self, weight: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Return `decode(*encode(weight, factors))` without the detour over int8 (the values are the same)."""
+        parts = weight.unflatten(-1, (-1, self.part))
+        scales = self.stored(*self.store(*self._fitted(parts, factors)))
+        return _values(self._codes(parts, *scales), *scales).flatten(-2)
+
+    def _fitted(self, parts: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        scale, offset = self.extremes(parts)
+        if factors is None and self.fitting == "mse":
+            factors = self._least_squares(parts, scale, offset)
+        if factors is None:
+            return scale, offset
+        return scale * factors, None if offset is None else offset * factors
+
+    def _least_squares(self, parts: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+        """Return the fraction (..., parts) of scale and offset under which rounding errs least."""
+        best = factors = None
+        for fraction in self.fractions:
+            scaled = scale * fraction, None if offset is None else offset * fraction
+            error = (_values(self._codes(parts, *scaled), *scaled).sub_(parts)).square_().sum(-1)
+            if best is None or factors is None:
+                best, factors = error, torch.full_like(error, fraction)
+            else:
+                factors = torch.where(error < best, fraction, factors)
+                best = torch.minimum(error, best)
+        assert factors is not None
+        return factors
+
+    def _codes(self, parts: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+        # A zero scale is a part of zeros (or of values its store cannot tell from it): its codes are 0.
+        inverse = torch.where(scale == 0, 0.0, 1.0 / scale).unsqueeze(-1)
+        codes = parts * inverse if offset is None else (parts + offset.unsqueeze(-1)) * inverse
+        return codes.round_().clamp_(self.low, self.high)
+
+
+def _values(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """Return codes x scale - offset, in place of the codes."""
+    values = codes.mul_(scale.unsqueeze(-1))
+    return values if offset is None else values.sub_(offset.unsqueeze(-1))

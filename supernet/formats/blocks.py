@@ -1,0 +1,43 @@
+"""Blocks of 32 weights with a float16 scale: llama.cpp's `_0` formats (ggml-common.h)."""
+
+import torch
+from torch import Tensor
+
+from supernet.formats.base import F16_MAX, Encoded, ScaledFormat
+
+
+class _Block(ScaledFormat):
+    """A float16 scale per group of 32."""
+
+    group = part = 32
+    activations = "Q8_0"
+
+    def store(self, scale: Tensor, offset: Tensor | None) -> Encoded:
+        """Return the scales in float16."""
+        return (scale.clamp(-F16_MAX, F16_MAX).half(),)
+
+    def stored(self, *scales: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the scales in float32; there are no offsets."""
+        return scales[0].float(), None
+
+
+class Q8_0(_Block):
+    """8-bit codes in [-127, 127] and a scale: 34 bytes for 32 weights."""
+
+    name, bits, low, high = "Q8_0", 8.5, -127, 127
+
+    def extremes(self, parts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the largest magnitude / 127: the codes are symmetric."""
+        return torch.linalg.vector_norm(parts, torch.inf, dim=-1) / 127, None
+
+
+class Q5_0(_Block):
+    """5-bit codes in [-16, 15] and a scale: 22 bytes for 32 weights."""
+
+    name, bits, low, high = "Q5_0", 5.5, -16, 15
+
+
+class Q4_0(_Block):
+    """4-bit codes in [-8, 7] and a scale: 18 bytes for 32 weights."""
+
+    name, bits, low, high = "Q4_0", 4.5, -8, 7
