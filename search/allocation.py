@@ -226,13 +226,13 @@ def seeds(
         unit: name of a cost.
     """
     costs, space = allocation.costs, allocation.space
-    smallest = costs(space.smallest)
     if budgets:
-        low = min(1.0, max([least, *(smallest[name] / bound for name, bound in budgets.items() if bound)]))
-        shares = np.geomspace(1.0, max(low, 1e-3), n)
+        cheapest = costs(space.cheapest)
+        reached = [cheapest[name] / bound for name, bound in budgets.items() if bound]
+        shares = np.geomspace(1.0, min(1.0, max(least, 1e-3, *reached)), n)
     else:
         budgets = {unit: costs(space.largest)[unit]}
-        shares = np.geomspace(1.0, smallest[unit] / budgets[unit], n + 2)[1:-1]  # the ends are baselines
+        shares = np.geomspace(1.0, costs(space.smallest)[unit] / budgets[unit], n + 2)[1:-1]  # the ends are baselines
     found: dict[Genome, str] = {}
     for share in shares:
         bounds = {name: float(share) * bound for name, bound in budgets.items()}

@@ -16,7 +16,7 @@ def tolerance(content: Mapping[str, Any]) -> float:
 
 
 def findings(space: SearchSpace, content: Mapping[str, Any]) -> list[str]:
-    """Return a line on what is tolerated, then one for each part of a layer, and for each gene outside of layers.
+    """Return a line on what is tolerated, then one for all parts of a layer of which the same is true; formats first.
 
     A choice is tolerated where it alone raises the loss by less than `SHARE` of it or `ERRORS` standard errors; a
     gene tolerates a choice if it tolerates all dearer ones as well.
@@ -36,10 +36,11 @@ def findings(space: SearchSpace, content: Mapping[str, Any]) -> list[str]:
         f"Tolerated: what alone raises the largest net's loss ({loss:.3f} nats) by less than {SHARE:.1%}"
         f" ({limit:.4f} nats) or {ERRORS:g} standard errors."
     ]
-    for part, genes in parts.items():
+    true_of: dict[str, list[str]] = {}
+    for part, genes in sorted(parts.items(), key=lambda item: item[1][0][1].kind != "format"):
         least = [(number, gene, _least(by_name[gene.name], limit)) for number, gene in genes]
-        lines.append(f"{_words(part)}: {'; '.join(_runs(least, by_name))}.")
-    return lines
+        true_of.setdefault("; ".join(_runs(least, by_name)), []).append(_words(part))
+    return lines + [f"{', '.join(words)}: {said}." for said, words in true_of.items()]
 
 
 def _place(name: str) -> tuple[int | None, str]:
@@ -90,7 +91,7 @@ def _phrase(run: Sequence[tuple[int | None, Gene, int]], alone: bool, by_name: M
     if gene.kind == "switch":
         verb = "can be dropped" if k == 0 else _needed(run, by_name)
     elif k == 0:
-        verb = f"tolerate{'' if plural else 's'} {gene.choices[0]}, the least there is"
+        verb = f"tolerate{'' if plural else 's'} {gene.choices[0]}, the cheapest there is"
     else:
         verb = (
             f"need{'' if plural else 's'} {gene.choices[k]}, {gene.choices[k - 1]} costs {_cost(run, k - 1, by_name)}"

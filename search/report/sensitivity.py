@@ -87,7 +87,7 @@ def _column(part: str, kind: str, choice: object) -> str:
     block, _, rest = part.rpartition(".")
     if kind == "format":
         return f"{block} {rest.removesuffix('format').rstrip('_')}".strip() + f".{choice}"
-    return f"{block}.dropped" if kind == "switch" else f"{block}.{rest} {choice}"
+    return f"{block}.drop" if kind == "switch" else f"{block}.{rest} {choice}"
 
 
 def _cell(data: ReportData, gene: Mapping[str, Any], k: int, name: str) -> Cell | None:

@@ -219,3 +219,15 @@ def test_shares_are_kept_and_every_kind_of_gene_mutates():
     mutants = [difference(LAYERS, parent, child) for operator, child in made if operator == "mutate"]
     kinds = {gene.name: gene.kind for gene in LAYERS}
     assert {kinds[name] for names in mutants for name in names} == {"width", "format", "switch"}
+
+
+def test_weights_say_how_often_a_choice_is_drawn():
+    space = SearchSpace([Gene(f"w{i}", (1, 2, 3), "width") for i in range(4)])
+    weights = [[9.0, 1.0, 1.0]] * 2 + [[1.0, 1.0, 9.0]] * 2
+    rng, parent = np.random.default_rng(0), (1, 1, 1, 1)
+    children = [mutate(space, parent, 1.0, rng, weights=weights) for _ in range(600)]
+    lowered = [sum(child[i] == 0 for child in children) for i in range(4)]
+    raised = [sum(child[i] == 2 for child in children) for i in range(4)]
+    assert min(lowered[:2]) > 4 * max(raised[:2]) and min(raised[2:]) > 4 * max(lowered[2:])
+    even = [[1.0] * 3] * 4
+    assert all(space.check(mutate(space, parent, 2.0, rng, weights=even)) != parent for _ in range(50))

@@ -64,3 +64,17 @@ def test_gates_of_another_space_are_refused(toy_space, gates):
     gates["modes"][0] = [0, 0]
     with pytest.raises(UserError, match="not a genome"):
         populate(toy_space, gates)
+
+
+def test_solutions_of_the_sensitivities_follow_the_baselines(toy_space, gates):
+    asked = []
+
+    def solutions(n):
+        asked.append(n)
+        return [("sensitivity LP 1 MB", toy_space.cheapest), ("sensitivity LP 2 MB", toy_space.smallest)]
+
+    proposals = first_population(toy_space, gates, everything, 100, 0, 3, 5, sensitivity=2, solutions=solutions)
+    assert [p.lineage.operator for p in proposals[:4]][2:] == ["smallest", "sensitivity LP 1 MB"]  # no net twice
+    assert asked == [2]
+    without = first_population(toy_space, gates, everything, 100, 0, 3, 5, sensitivity=0, solutions=solutions)
+    assert without == populate(toy_space, gates) and asked == [2]
