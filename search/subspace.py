@@ -32,8 +32,13 @@ class Subspace(SearchSpace):
         if not any(free and len(gene.choices) > 1 for gene, free in zip(whole, self.free, strict=True)):
             raise UserError(f"evolution.vary={list(kinds)}: no gene of these kinds has more than one choice")
         # What a held gene's one choice is does not matter: layers that differ in held genes alone are alike.
-        held = [g if free else replace(g, choices=g.choices[-1:]) for g, free in zip(whole, self.free, strict=True)]
-        super().__init__([Gene("base", tuple(range(len(self.bases))), "width"), *held])
+        genes = [
+            gene if free else replace(gene, choices=gene.choices[-1:], groups=gene.groups[-1:])
+            for gene, free in zip(whole, self.free, strict=True)
+        ]
+        super().__init__([Gene("base", tuple(range(len(self.bases))), "width"), *genes])
+        # Which formats may not fit their rows depends on the widths of all bases.
+        self._rows = [(i + 1, tuple(k + 1 for k in widths)) for i, widths in whole._rows]
 
     def lift(self, genome: Sequence[int]) -> Genome:
         """Return the genome of the whole space that one of this space stands for."""
