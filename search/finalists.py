@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from search.candidate import Candidate
-from supernet.losses import evaluate
+from supernet.losses import evaluate, late_loss, mean_scores, score_tokens, worst_slice
 from supernet.subnet import Decoder
 
 
@@ -70,21 +71,33 @@ class Judge:
         valid: rows (n, tokens + 1) of the search split.
         test: rows of the test split, read here and nowhere before.
         batch_size: rows at a time.
+        slices: id of the slice of the corpus that each target token of `test` belongs to (n, tokens).
+        slice_names: by id.
     """
 
     valid: Tensor
     test: Tensor
     batch_size: int
+    slices: Tensor
+    slice_names: Sequence[str]
 
-    def scores(self, decoder: Decoder) -> dict[str, float]:
-        """Return loss and accuracy on both splits, of the weights as shipped."""
+    def scores(self, decoder: Decoder) -> dict[str, Any]:
+        """Return how good the weights as shipped are.
+
+        Loss and accuracy on both splits; and on test `late_loss`, beyond the first quarter of the positions, and
+        `worst_slice`, name and loss of the slice of the corpus on which the net is worst.
+        """
         decoder = decoder.to(self.valid.device)
         with torch.inference_mode():
             valid_loss, valid_accuracy = evaluate(decoder, self.valid, self.batch_size)
-            test_loss, test_accuracy = evaluate(decoder, self.test, self.batch_size)
+            losses, hits = score_tokens(decoder, self.test, self.batch_size)
+        test_loss, test_accuracy = mean_scores(losses, hits)
+        worst, worst_loss = worst_slice(losses, self.slices)
         return {
             "valid_loss": valid_loss,
             "valid_accuracy": valid_accuracy,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
+            "late_loss": late_loss(losses),
+            "worst_slice": {"name": self.slice_names[worst], "loss": worst_loss},
         }

@@ -157,15 +157,13 @@ class Scorer:
         """Scores genomes on the search split."""
         n, length = self.config.eval_sequences, int(self.data.config["sequence_length"])
         device = best_device()
-        starts = torch.from_numpy(self.data.evaluation_starts("valid", n, length))
-        positions = starts.unsqueeze(1) + torch.arange(1, length + 1)
         return Evaluator(
             self.trained.supernet,
             self.data.evaluation_batch("valid", n, length).to(device),
             self.config.eval_batch_size,
             reuse_mb=self.config.reuse_mb,
             hurdles=self.hurdles.sequences,
-            slices=torch.from_numpy(self.data.slice_of("valid", positions.numpy())).to(device),
+            slices=torch.from_numpy(self.data.evaluation_slices("valid", n, length)).to(device),
             targets=list(self.targets),
             costs=self.costs,
             builds=self.builds,

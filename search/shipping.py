@@ -57,7 +57,8 @@ class Shipyard:
         """The rows that finalists and baselines are judged on."""
         n, length = self.config.judge_sequences, int(self.data.config["sequence_length"])
         valid, test = (self.data.evaluation_batch(split, n, length).to(best_device()) for split in ("valid", "test"))
-        return Judge(valid, test, self.config.eval_batch_size)
+        slices = torch.from_numpy(self.data.evaluation_slices("test", n, length))
+        return Judge(valid, test, self.config.eval_batch_size, slices, self.data.slices)
 
     @cached_property
     def teacher(self) -> Decoder:

@@ -101,6 +101,11 @@ class TokenData:
         starts = self.evaluation_starts(split, n_sequences, sequence_length)
         return self._windows(split, starts, sequence_length)
 
+    def evaluation_slices(self, split: str, n_sequences: int, sequence_length: int) -> Integers:
+        """Return the slice id of each target token of `evaluation_batch` (n_sequences, sequence_length)."""
+        starts = self.evaluation_starts(split, n_sequences, sequence_length)
+        return self.slice_of(split, starts[:, None] + np.arange(1, sequence_length + 1))
+
     def all_batches(self, split: str, sequence_length: int, batch_size: int) -> Iterator[torch.LongTensor]:
         """Yield the split in order (up to batch_size, sequence_length + 1).
 

@@ -85,9 +85,38 @@ def mean_scores(losses: Tensor, hits: Tensor) -> tuple[float, float]:
     return losses.double().mean().item(), int(hits.sum()) / hits.numel()
 
 
+def first_quarter(n_tokens: int) -> int:
+    """Return how many of the positions of a row count as its first quarter: those with little context."""
+    return max(1, n_tokens // 4)
+
+
+def late_loss(losses: Tensor) -> float:
+    """Return the mean of token losses (n, tokens) at positions beyond the first quarter of their row."""
+    return losses[:, first_quarter(losses.shape[1]) :].double().mean().item()
+
+
+def worst_slice(losses: Tensor, slices: Tensor) -> tuple[int, float]:
+    """Return id and mean loss of the slice of the corpus on which a network's loss is highest.
+
+    Of the slices that hold at least as many tokens as a row, the mean of fewer being chance; of all where
+    there is none so large.
+
+    Args:
+        losses: of each token (n, tokens).
+        slices: the slice that each token belongs to (n, tokens).
+    """
+    # On the CPU: a GPU adds up in an order of its own each time.
+    losses, slices = losses.double().cpu(), slices.cpu()
+    counts = slices.flatten().bincount()
+    means = slices.flatten().bincount(losses.flatten()) / counts
+    means[counts < min(losses.shape[1], int(counts.max()))] = -torch.inf
+    worst = int(means.argmax())
+    return worst, means[worst].item()
+
+
 @torch.no_grad()
-def evaluate(network: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) -> tuple[float, float]:
-    """Return the mean next-token loss in nats and the next-token accuracy of a network.
+def score_tokens(network: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Return the next-token loss in nats (float32) and the hit of each token of all rows, each (n, tokens).
 
     Args:
         network: token ids (batch, tokens) -> logits (batch, tokens, vocab).
@@ -96,4 +125,9 @@ def evaluate(network: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int)
     """
     scores = [token_scores(network(batch[:, :-1]), batch[:, 1:]) for batch in rows.split(batch_size)]
     losses, hits = zip(*scores, strict=True)
-    return mean_scores(torch.cat(losses), torch.cat(hits))
+    return torch.cat(losses), torch.cat(hits)
+
+
+def evaluate(network: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) -> tuple[float, float]:
+    """Return the mean next-token loss in nats and the next-token accuracy of a network; see `score_tokens`."""
+    return mean_scores(*score_tokens(network, rows, batch_size))

@@ -80,6 +80,8 @@ def test_a_search_is_complete(place):
         assert entry["measured"]["built"] and entry["sample"].startswith("def ")
         assert theirs["loss"] == pytest.approx(theirs["our_loss"], abs=0.02)
         assert entry["fine_tuned"]["test_loss"] != entry["inherited"]["test_loss"]
+        worst = entry["fine_tuned"]["worst_slice"]
+        assert worst["loss"] >= entry["fine_tuned"]["test_loss"] and worst["name"]
     for entry in finalists["finalists"]:
         assert entry["scores"]["size_mb"] <= 0.06
         folder = place.searched / entry["export"]

@@ -4,6 +4,7 @@ import torch
 
 from search.evaluation import Evaluation
 from search.objectives import NetObjective
+from supernet.losses import first_quarter, late_loss, worst_slice
 
 
 class Loss(NetObjective):
@@ -57,23 +58,16 @@ class LongContextGap(NetObjective):
 class WorstSliceLoss(NetObjective):
     """Mean loss, in nats per token, of the slice of the corpus on which it is highest.
 
-    Of the slices that hold at least as many tokens as a row, the mean of fewer being chance; of all where
-    there is none so large.
+    Tiny slices do not count, see `supernet.losses.worst_slice`.
     """
 
     name = "worst_slice_loss"
 
     def score(self, evaluation: Evaluation) -> float:
         """Return the largest mean over a slice."""
-        # On the CPU: a GPU adds up in an order of its own each time.
-        losses, slices = evaluation.losses.double().cpu(), evaluation.evaluator.slices.cpu()
-        counts = slices.flatten().bincount()
-        means = slices.flatten().bincount(losses.flatten()) / counts
-        large = counts >= min(losses.shape[1], int(counts.max()))
-        return means[large].max().item()
+        return worst_slice(evaluation.losses, evaluation.evaluator.slices)[1]
 
 
 def _gain(losses: torch.Tensor) -> float:
     """Return mean loss on the first quarter of the positions less that on the rest, of losses (n, tokens)."""
-    early = max(1, losses.shape[1] // 4)
-    return (losses[:, :early].double().mean() - losses[:, early:].double().mean()).item()
+    return losses[:, : first_quarter(losses.shape[1])].double().mean().item() - late_loss(losses)

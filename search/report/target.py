@@ -63,6 +63,7 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
         Column("test loss, runtime", 3, "shipped weights"),
     ]
     columns += [Column("test accuracy, runtime", 1, "shipped weights", percent=True)]
+    columns += [Column("late test loss", 3, "shipped weights"), Column("worst slice of test", group="shipped weights")]
     best = best_finalist(data, target)
     rows = []
     for entry, kind in nets_of(data, target):
@@ -71,6 +72,7 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
             values += [lookup(entry, state, f"{split}_{what}") for what in ("loss", "accuracy") for split in SPLITS]
         values += [perplexity(lookup(shipped(entry), "test_loss"))]
         values += [lookup(entry, "runtime_test", "loss"), lookup(entry, "runtime_test", "accuracy")]
+        values += [lookup(shipped(entry), "late_loss"), _worst_slice(entry)]
         rows.append(Row(values, kind, entry is best))
     page.add(
         table(columns, rows, sorted_by=1),
@@ -78,10 +80,19 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
         "The search chose by <i>valid</i>, "
         "and <i>test</i> was touched once: a finalist that gains on valid but not on test was overfitted. "
         "<i>Runtime</i>: the exported file, scored by the runtime itself. "
+        "<i>Late</i>: positions beyond the first quarter of the context. "
+        "<i>Worst slice</i>: the part of the corpus where the net's loss is highest; compression that hurts one part "
+        "most shows here. "
         f"The shaded row has the lowest {'fitness' if weights(data) else 'valid loss'}. Click a head to sort.</p>",
         "<h3>Test loss over size</h3>",
     )
     page.figure(figures.test_loss(data, target), "Hollow: inherited weights. Filled: fine-tuned.")
+
+
+def _worst_slice(entry: Entry) -> str | None:
+    """Return loss and name of the slice of the corpus where the shipped weights are worst; sorted by the loss."""
+    loss = lookup(shipped(entry), "worst_slice", "loss")
+    return None if loss is None else f"{loss:.3f} {shipped(entry)['worst_slice']['name']}"
 
 
 def _add_architectures(page: Page, data: ReportData, target: str) -> None:

@@ -145,10 +145,11 @@ class Fixture:
     def entry(self, c: dict[str, Any], name: str, tuned: bool) -> dict[str, Any]:
         loss = c["scores"]["loss"]
 
-        def splits(gain: float) -> dict[str, float]:
+        def splits(gain: float) -> dict[str, Any]:
             valid, test = loss - gain, loss - gain + 0.03
             accuracies = {"valid_accuracy": math.exp(-valid / 3), "test_accuracy": math.exp(-test / 3)}
-            return {"valid_loss": valid, "test_loss": test, **accuracies}
+            finer = {"late_loss": test - 0.1, "worst_slice": {"name": "asyncio", "loss": test + 0.4}}
+            return {"valid_loss": valid, "test_loss": test, **accuracies, **finer}
 
         return {
             "id": c["id"],

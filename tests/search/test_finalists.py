@@ -91,6 +91,13 @@ def test_the_judge_reads_both_splits(tiny_supernet):
     generator = torch.Generator().manual_seed(0)
     valid, test = (torch.randint(50, (3, 9), generator=generator) for _ in range(2))
     decoder = extract(tiny_supernet, tiny_supernet.space.largest).freeze_formats()
-    scores = Judge(valid, test, 2).scores(decoder)
+    slices = torch.tensor([[2] * 8, [0] * 8, [2] * 4 + [1] * 4])
+    scores = Judge(valid, test, 2, slices, ["json", "re", "os"]).scores(decoder)
     assert (scores["valid_loss"], scores["valid_accuracy"]) == evaluate(decoder, valid, 2)
     assert (scores["test_loss"], scores["test_accuracy"]) == evaluate(decoder, test, 2)
+    logits = decoder(test[:, :-1]).detach()
+    losses = torch.nn.functional.cross_entropy(logits.mT, test[:, 1:], reduction="none")
+    assert scores["late_loss"] == pytest.approx(losses[:, 2:].mean().item())
+    large = {"json": losses[slices == 0].mean().item(), "os": losses[slices == 2].mean().item()}
+    name = max(large, key=lambda name: large[name])
+    assert scores["worst_slice"] == {"name": name, "loss": pytest.approx(large[name])}

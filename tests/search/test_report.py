@@ -81,6 +81,7 @@ def test_headline_names_the_finalist_with_the_lowest_valid_loss(fixture: Fixture
     assert (
         f"{best['name']}: {best['scores']['size_mb']:.2f} MB, test loss {best['fine_tuned']['test_loss']:.3f}" in text
     )
+    assert f"{best['fine_tuned']['worst_slice']['loss']:.3f} asyncio" in text and "TFLOPs" in text
     assert "Against uniform" in text
     assert "NSGA2" in text
     assert "1.5 MB" in text

@@ -1,0 +1,131 @@
+"""Rank correlations of predictors of a loss with the loss, within bins of equal size: numbers, tables, picture."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PREDICTORS = {"within_bins": "inherited loss", "params_only": "number of weights", "bytes_only": "number of bytes"}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard deviation, ends and count."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "min": min(values), "max": max(values), "n": len(values)}
+
+
+def correlate(predicted: Sequence[float], alone: Sequence[float]) -> dict[str, float]:
+    """Return the rank correlations of a predictor of the loss with the loss."""
+    from scipy.stats import kendalltau, spearmanr
+
+    return {
+        "spearman": float(spearmanr(predicted, alone).statistic),
+        "kendall": float(kendalltau(predicted, alone).statistic),
+    }
+
+
+def _correlations(
+    predictor: str, chosen: Sequence[dict[str, Any]], pairs: Sequence[tuple[int, int]]
+) -> list[dict[str, float]]:
+    """Return the rank correlations for each (run, seed)."""
+
+    def predictions(run: int) -> list[float]:
+        if predictor == "within_bins":
+            return [r["inherited"][run] for r in chosen]
+        return [-r["weights" if predictor == "params_only" else "size_mb"] for r in chosen]
+
+    return [correlate(predictions(run), [r["alone"][seed] for r in chosen]) for run, seed in pairs]
+
+
+def compare(rows: Sequence[dict[str, Any]], n_runs: int, n_seeds: int) -> dict[str, Any]:
+    """Return the rank correlations within bins and over all, of each predictor.
+
+    Args:
+        rows: of each net its `bin`, `size_mb`, `weights`, `inherited` loss by run and loss `alone` by seed.
+        n_runs: trained supernets.
+        n_seeds: trainings of each net alone.
+    """
+    bins = [[r for r in rows if r["bin"] == name] for name in dict.fromkeys(r["bin"] for r in rows)]
+    result: dict[str, Any] = {}
+    over_all: dict[str, Any] = {}
+    by_bin: list[dict[str, float]] = [{} for _ in bins]
+    for predictor in PREDICTORS:
+        # Sizes know no supernet: they are compared once with each seed.
+        runs = n_runs if predictor == "within_bins" else 1
+        pairs = [(run, seed) for run in range(runs) for seed in range(n_seeds)]
+        inside = [_correlations(predictor, chosen, pairs) for chosen in bins]
+        everywhere = _correlations(predictor, rows, pairs)
+        result[predictor], over_all[predictor] = {}, {}
+        for kind in ("spearman", "kendall"):
+            by_pair = [statistics.fmean(of_bin[i][kind] for of_bin in inside) for i in range(len(pairs))]
+            every = spread([c[kind] for of_bin in inside for c in of_bin])
+            result[predictor][kind] = {**every, "by_pair": by_pair}
+            over_all[predictor][kind] = spread([c[kind] for c in everywhere])
+        for entry, of_bin in zip(by_bin, inside, strict=True):
+            entry[predictor] = statistics.fmean(c["spearman"] for c in of_bin)
+    result["within_bins"]["goal"] = "mean Spearman at least 0.80, far above params_only"
+    result["over_all"] = over_all
+    if n_seeds > 1:  # what the best predictor could reach: how well one training tells the ranks in another
+        pairs = [(a, b) for a in range(n_seeds) for b in range(a)]
+        again = [correlate([x["alone"][a] for x in c], [x["alone"][b] for x in c]) for c in bins for a, b in pairs]
+        result["between_seeds"] = {k: spread([c[k] for c in again]) for k in ("spearman", "kendall")}
+    result["bins"] = [
+        {
+            "bin": chosen[0]["bin"],
+            "size_mb": spread([r["size_mb"] for r in chosen]),
+            "weights": spread([r["weights"] for r in chosen]),
+            "alone": spread([statistics.fmean(r["alone"]) for r in chosen]),
+            "spearman": entry,
+        }
+        for chosen, entry in zip(bins, by_bin, strict=True)
+    ]
+    return result
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the tables of docs/results/ranking.md."""
+
+    def cell(s: dict[str, Any]) -> str:
+        return f"{s['mean']:.2f}" + (f" ± {s['std']:.2f}" if s["std"] is not None else "")
+
+    lines = [
+        "| predictor | Spearman, within bins | Kendall τ, within bins | Spearman, over all |",
+        "| --- | --- | --- | --- |",
+    ]
+    for key, name in PREDICTORS.items():
+        inside, outside = result[key], result["over_all"][key]["spearman"]
+        lines.append(f"| {name} | {cell(inside['spearman'])} | {cell(inside['kendall'])} | {cell(outside)} |")
+    if "between_seeds" in result:
+        again = result["between_seeds"]
+        lines.append(f"| the same nets, another seed | {cell(again['spearman'])} | {cell(again['kendall'])} | |")
+    names = " | ".join(f"Spearman, {name}" for name in PREDICTORS.values())
+    lines += ["", f"| bin, MB | nets | weights, M | loss alone | {names} |", "| --- " * (4 + len(PREDICTORS)) + "|"]
+    for b in result["bins"]:
+        millions, loss = f"{b['weights']['min'] / 1e6:.2f} to {b['weights']['max'] / 1e6:.2f}", b["alone"]
+        ranks = " | ".join(f"{b['spearman'][key]:.2f}" for key in PREDICTORS)
+        line = f"| {b['bin']:.3f} | {loss['n']} | {millions} | {loss['min']:.3f} to {loss['max']:.3f} | {ranks} |"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw inherited against stand-alone loss, and the rank correlations of each bin."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for b in result["bins"]:
+        rows = [r for r in result["rows"] if r["bin"] == b["bin"]]
+        points = [(statistics.fmean(r["alone"]), statistics.fmean(r["inherited"])) for r in rows]
+        left.scatter(*zip(*points, strict=True), label=f"{b['bin']:.2f} MB", s=22)
+    left.set(xlabel="valid loss, trained alone", ylabel="valid loss, inherited weights")
+    left.legend(frameon=False)
+    places = range(len(result["bins"]))
+    for i, (key, name) in enumerate(PREDICTORS.items()):
+        heights = [b["spearman"][key] for b in result["bins"]]
+        right.bar([place + (i - 1) * 0.27 for place in places], heights, 0.25, label=name)
+    right.set(ylabel="Spearman with the loss alone", ylim=(-1, 1.35))
+    right.set_xticks(places, [f"{b['bin']:.2f} MB" for b in result["bins"]])
+    right.axhline(0, color="gray", linewidth=0.8)
+    right.legend(frameon=False, ncols=3, fontsize=8, loc="upper center")
+    figure.savefig(path, dpi=130)
