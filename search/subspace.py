@@ -20,7 +20,8 @@ class Subspace(SearchSpace):
     Args:
         whole: the space.
         kinds: of the genes that are free.
-        bases: genomes of `whole` that differ in held genes, in ascending cost.
+        bases: genomes of `whole` that differ in held genes, in ascending cost. Several need switches held and
+            formats free, or two genomes could stand for the same one: canonical form changes what is held.
 
     Raises:
         UserError: a kind is none, or no gene of these kinds has more than one choice.

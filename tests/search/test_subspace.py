@@ -42,9 +42,9 @@ PARTS = st.tuples(
 SEEDS = st.integers(0, 2**32)
 
 
-def parts(space, kinds, seed, n=3):
-    """Return a subspace with some random bases, and a generator."""
-    rng = np.random.default_rng(seed)
+def parts(space, kinds, seed):
+    """Return a subspace with a random base, or several where that may be, and a generator."""
+    rng, n = np.random.default_rng(seed), 3 if kinds == ("format",) else 1
     bases = {
         tuple(np.where(_held(space, kinds), genome, 0)): genome for genome in (space.sample(rng) for _ in range(n))
     }
@@ -64,13 +64,14 @@ def test_what_is_lifted_differs_from_its_base_in_free_genes_alone(part, seed):
     assert space.check(whole) == whole
     off = set(range(len(space))) - set(space.active(whole))
     for i, gene in enumerate(space):
-        assert gene.kind in kinds or whole[i] == base[i] or (i in off and whole[i] == 0)
+        put_back = whole[i] == 0 if i in off else gene.row and whole[i] > base[i]
+        assert gene.kind in kinds or whole[i] == base[i] or put_back
 
 
 @given(part=PARTS, seed=SEEDS)
 def test_two_genomes_are_equal_exactly_when_they_stand_for_the_same(part, seed):
     space, kinds = part
-    part, rng = parts(space, kinds, seed, n=1)
+    part, rng = parts(space, kinds, seed)
     first, second = part.sample(rng), part.sample(rng)
     assert part.canonical(first) == first == part.project(part.lift(first))
     assert (first == second) == (part.lift(first) == part.lift(second))
@@ -81,7 +82,7 @@ def test_projecting_again_changes_nothing(part, seed):
     space, kinds = part
     part, rng = parts(space, kinds, seed)
     projected = part.project(space.sample(rng))
-    assert part.lift(part.project(part.lift(projected))) == part.lift(projected)
+    assert part.project(part.lift(projected)) == projected
 
 
 @given(part=PARTS, seed=SEEDS)
