@@ -47,11 +47,12 @@ def joint(*choices: Mapping[int, Any]) -> dict[int, Any]:
 
 
 def next_fitting(name: Value, names: Sequence[str], row: int) -> str:
-    """Return the format, or the next of `names` that can store rows of that length."""
-    if name not in names:
-        return str(name)
+    """Return the format, or the next of `names` that can store rows of that length; the last if none can.
+
+    None can in a block that is dropped, whose choices mean nothing.
+    """
     later = names[names.index(str(name)) :]
-    return next(other for other in later if row % format_named(other).group == 0)
+    return next((other for other in later if row % format_named(other).group == 0), later[-1])
 
 
 def fitted(choice: Choice, names: Sequence[str], rows: Mapping[int, Any]) -> Choice:

@@ -54,8 +54,14 @@ class ChildRuntime(Runtime):
     def request(self) -> dict[str, Any]:
         """Return the settings that go with every task."""
 
-    def ask(self, task: str, path: Path, **settings: Any) -> dict[str, Any]:
+    def ask(self, task: str, path: Path, module: str | None = None, **settings: Any) -> dict[str, Any]:
         """Run one task in a child process; what goes wrong there comes back as {"error": reason}.
+
+        Args:
+            task: name of the function that answers.
+            path: of the artifact.
+            module: that holds it, where that is not the runtime's own.
+            **settings: JSON values that the task reads.
 
         Raises:
             UserError: the runtime is not available, or there is no such artifact.
@@ -69,7 +75,7 @@ class ChildRuntime(Runtime):
         search_path = os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH")) if p)
         try:
             child = subprocess.run(
-                [sys.executable, "-m", self.module],
+                [sys.executable, "-m", module or self.module],
                 input=asked.encode(),
                 capture_output=True,
                 timeout=self.timeout_s,
@@ -89,7 +95,7 @@ class ChildRuntime(Runtime):
         return {"built": False, "reason": reply["error"]} if "error" in reply else {"built": True, **reply}
 
     def need(self, task: str, path: Path, **settings: Any) -> dict[str, Any]:
-        """Return the reply to a task.
+        """Return the reply to a task; the arguments are those of `ask`.
 
         Raises:
             UserError: the runtime is not available, or could not load or run the artifact.

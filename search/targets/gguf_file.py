@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFReader, GGUFWriter, TokenType
 
 from search.targets.packing import KV_VALUES_KEY, PACKERS
 from supernet.blocks.attention import Attention, zero_attention
@@ -82,6 +82,18 @@ def export(decoder: Decoder, tokenizer_json: str, path: Path) -> None:
         writer.close()
 
 
+def tensor_bytes(path: Path) -> int:
+    """Return the bytes of all tensors of any GGUF file; header and tokenizer do not count.
+
+    Raises:
+        UserError: there is no such file, or it is none.
+    """
+    try:
+        return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{path} is no GGUF file that can be read: {error}") from None
+
+
 def _tensors(attention: Attention | None, mlp: SwiGLU) -> Iterator[tuple[str, Linear | RMSNorm, int]]:
     """Yield (name, module, heads) of a layer's tensors; heads is 0 where the rows keep their order."""
     if attention is not None:
@@ -136,7 +148,7 @@ def _add_linear(writer: GGUFWriter, name: str, linear: Linear, heads: int = 0) -
     if linear.format.name not in PACKERS:
         raise UserError(f"format {linear.format.name} does not ship to llama.cpp; these do: {', '.join(PACKERS)}")
     encoded = [part.cpu() for part in linear.encoded()]
-    if not all(part.isfinite().all() for part in encoded):
+    if not all(part.isfinite().all() for part in (linear.weight, *encoded)):
         raise UserError(f"{name} has weights that {linear.format.name} cannot store: NaN, or out of its range")
     stored_as, pack = PACKERS[linear.format.name]
     rows = pack(*(part.numpy() for part in encoded))

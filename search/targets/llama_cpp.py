@@ -12,12 +12,14 @@ import numpy as np
 
 from search.targets.child import ChildRuntime, check_positive
 from supernet.errors import UserError
+from supernet.files import replacing
 from supernet.genes import Value
 
 if TYPE_CHECKING:
     from supernet.subnet import Decoder
 
 CONF = "conf/target/llama_cpp.yaml"
+QUANTIZER = "search.targets.llama_cpp_quantize"
 KV_CACHES = {"F16": 2.0, "Q8_0": 34 / 32}  # type -> bytes per value
 # ggml would start a debugger to print where an assertion failed. And glibc puts large blocks at the same offset
 # within a page only when it maps them: else the time of a prompt changes by up to 7 % with whatever the
@@ -84,6 +86,26 @@ class LlamaCpp(ChildRuntime):
         path = folder / self.file_name
         gguf_file.export(decoder, tokenizer_json, path)
         return path
+
+    def requantize(self, path: Path, kind: str, folder: Path, pure: bool = False) -> Path:
+        """Let llama.cpp's own quantizer write `folder`/STEM-`kind`.gguf, atomically, and return its path.
+
+        llama.cpp mixes formats by rules of its own: the tied embedding in Q6_K, in Q4_K_M and its like more bits for
+        some matrices; rows that are no multiple of 256 get Q4_0, Q5_0, Q5_1 or Q8_0 in place of a K-format.
+
+        Args:
+            path: of a GGUF file in F16.
+            kind: as llama.cpp names it: `Q4_K_M`, `Q3_K_M`, `Q2_K`, `Q8_0`, ...
+            folder: to write to.
+            pure: one format for all matrices, the embedding included; the name gets a `-pure`.
+
+        Raises:
+            UserError: llama.cpp is missing, knows no such kind, or refuses the file; or the file is quantized already.
+        """
+        out = folder / f"{path.stem}-{kind}{'-pure' if pure else ''}.gguf"
+        with replacing(out) as temporary:
+            self.need("requantize", path, module=QUANTIZER, kind=kind, pure=pure, out=str(temporary))
+        return out
 
     def loads(self, path: Path) -> str | None:
         """Return None when llama.cpp loads the file and runs one token, else the reason why not.

@@ -1,6 +1,7 @@
 """What we train is what llama.cpp runs: bytes, sizes, logits, perplexity and tokens of shipped GGUF files."""
 
 import ast
+import copy
 import importlib.util
 import json
 import math
@@ -18,16 +19,18 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from search.targets.gguf_file import tensor_bytes
 from search.targets.llama_cpp import LlamaCpp
-from search.targets.packing import KV_VALUES_KEY
+from search.targets.packing import KV_VALUES_KEY, PACKERS
 from search.targets.remote import export_folder
 from supernet.blocks.attention import ElasticAttention
 from supernet.blocks.swiglu import ElasticSwiGLU
+from supernet.elastic import emulate
 from supernet.errors import UserError
-from supernet.formats import FORMATS
+from supernet.formats import format_named
 from supernet.genes import Architecture
 from supernet.hardware import read_model
 from supernet.model import Supernet
@@ -58,21 +61,32 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def supernet() -> Supernet:
+def build(names: tuple[str, ...], widths: tuple[int, ...], head_dim: int) -> Supernet:
+    """Return a supernet of three layers, of up to four heads, whose other rows have the `widths`."""
     torch.manual_seed(0)
-    formats: dict[str, Any] = {"qkv_formats": FORMAT_NAMES, "o_formats": FORMAT_NAMES, "droppable": True}
-    attention = partial(ElasticAttention, head_dim=HEAD_DIM, kv_heads=(1, 2), heads_per_kv=(1, 2), **formats)
-    formats = {"gate_up_formats": FORMAT_NAMES, "down_formats": FORMAT_NAMES, "droppable": True}
-    mlp = partial(ElasticSwiGLU, width=(64, 128), **formats)
+    formats: dict[str, Any] = {"qkv_formats": names, "o_formats": names, "droppable": True}
+    attention = partial(ElasticAttention, head_dim=head_dim, kv_heads=(1, 2), heads_per_kv=(1, 2), **formats)
+    formats = {"gate_up_formats": names, "down_formats": names, "droppable": True}
+    mlp = partial(ElasticSwiGLU, width=widths, **formats)
     blocks: dict[str, Any] = {"attention": attention, "mlp": mlp}
-    net = Supernet(VOCAB, CONTEXT, 3, (64, 128), HEAD_DIM, 1e4, 1e-5, FORMAT_NAMES, blocks)
+    net = Supernet(VOCAB, CONTEXT, 3, widths, head_dim, 1e4, 1e-5, names, blocks)
     with torch.no_grad():  # confident logits, and gains that are not 1
         for name, parameter in net.named_parameters():
             if "norm" in name:
                 parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
-        nn.init.normal_(net.embedding.weight, std=0.15)
+        nn.init.normal_(net.embedding.weight, std=1.7 / math.sqrt(widths[-1]))
     return net
+
+
+@pytest.fixture(scope="module")
+def supernet() -> Supernet:
+    return build(FORMAT_NAMES, (64, 128), HEAD_DIM)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Supernet:
+    """Rows of 256, as the K-formats need them."""
+    return build(tuple(sorted(PACKERS, key=lambda name: format_named(name).bits)), (256,), 64)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +143,7 @@ def test_shipped_bytes_decode_to_the_trained_weights(supernet: Supernet, ship: S
         if theirs.endswith(("attn_q", "attn_k")):  # rows back in our order
             neighbors = shipped.reshape(-1, HEAD_DIM // 2, 2, shipped.shape[-1])
             shipped = neighbors.swapaxes(1, 2).reshape(shipped.shape)
-        expected = FORMATS[name].quantize(decoder.get_parameter(f"{ours}.weight").detach())
+        expected = format_named(name).quantize(decoder.get_parameter(f"{ours}.weight").detach())
         assert np.array_equal(shipped, expected.numpy())
     assert len(pairs) + 2 * 3 + 1 == len(tensors)
     assert all(t.tensor_type.name == "F32" for t in tensors.values() if "norm" in t.name)
@@ -201,7 +215,7 @@ def logit_error(target: LlamaCpp, path: Path, decoder: Decoder) -> float:
 def test_logits_are_pytorchs(supernet: Supernet, target: LlamaCpp, ship: Ship, changes: Architecture) -> None:
     decoder = subnet(supernet, changes).freeze_formats()
     for linear in decoder.linears():
-        linear.format = FORMATS["F16"]
+        linear.format = format_named("F16")
     assert logit_error(target, ship(decoder), decoder) <= 2e-3
 
 
@@ -210,30 +224,86 @@ def test_a_frozen_subnet_ships_in_f32(supernet: Supernet, target: LlamaCpp, ship
     assert logit_error(target, ship(decoder), decoder) <= 2e-3
 
 
-def test_perplexity_of_mixed_formats_is_ours(supernet: Supernet, target: LlamaCpp, ship: Ship) -> None:
-    changes: Architecture = {
-        "embedding.format": "Q8_0",
-        "layers.0.attention.qkv_format": "Q5_0",
-        "layers.1.attention.o_format": "Q8_0",
-        "layers.1.mlp.gate_up_format": "Q5_0",
-        "layers.2.mlp.down_format": "Q8_0",
-        **off("1.attention", "2.mlp"),
-    }
-    decoder = subnet(supernet, changes, "Q4_0")
-    # Tokens drawn from the net itself: on random ones a loss would hardly depend on the weights.
-    tokens = torch.from_numpy(rows(3, 16, 1))
+def drawn(decoder: Decoder) -> Tensor:
+    """Return tokens (16, 65) drawn from the net itself: on random ones a loss would hardly depend on the weights."""
+    decoder, tokens = copy.deepcopy(decoder).freeze_formats(), torch.from_numpy(rows(3, 16, 1))
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _ in range(64):
             chances = decoder(tokens)[:, -1].softmax(-1)
             tokens = torch.cat((tokens, torch.multinomial(chances, 1, generator=rng)), 1)
+    return tokens
+
+
+MIXED: Architecture = {
+    "embedding.format": "Q8_0",
+    "layers.0.attention.qkv_format": "Q5_0",
+    "layers.1.attention.o_format": "Q8_0",
+    "layers.1.mlp.gate_up_format": "Q5_0",
+    "layers.2.mlp.down_format": "Q8_0",
+    **off("1.attention", "2.mlp"),
+}
+MIXED_K: Architecture = {
+    "embedding.format": "Q6_K",
+    "layers.0.attention.qkv_format": "Q2_K",
+    "layers.0.mlp.down_format": "Q2_K",
+    "layers.1.attention.qkv_format": "Q8_0",
+    "layers.1.mlp.gate_up_format": "Q2_K",
+    "layers.1.mlp.down_format": "Q4_0",
+    "layers.2.attention.o_format": "Q6_K",
+}
+
+
+@pytest.mark.parametrize(("net", "changes", "others"), [("supernet", MIXED, "Q4_0"), ("wide", MIXED_K, "Q3_K")])
+def test_perplexity_of_mixed_formats_is_ours(
+    request: pytest.FixtureRequest, target: LlamaCpp, ship: Ship, net: str, changes: Architecture, others: str
+) -> None:
+    decoder = subnet(request.getfixturevalue(net), changes, others)
+    tokens = drawn(decoder)
+    emulate(decoder, kv_format=target.kv_cache)
+    with torch.no_grad():
         logits = decoder(tokens[:, :-1])
     loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
     accuracy = (logits.argmax(-1) == tokens[:, 1:]).float().mean().item()
     theirs = target.evaluate(ship(decoder), tokens.numpy())
-    assert math.exp(theirs["loss"]) == pytest.approx(math.exp(loss), rel=0.01)
+    assert math.exp(theirs["loss"]) == pytest.approx(math.exp(loss), rel=0.002)
     assert theirs["accuracy"] == pytest.approx(accuracy, abs=0.02)
     assert loss < math.log(VOCAB) - 0.5
+
+
+def test_llama_cpps_own_quantizer(wide: Supernet, target: LlamaCpp, ship: Ship, tmp_path: Path) -> None:
+    decoder = subnet(wide, off("1.attention", "2.mlp"))  # a stand-in has its format already
+    path, tokens = ship(decoder), drawn(decoder).numpy()
+    losses, sizes = [target.evaluate(path, tokens)["loss"]], [tensor_bytes(path)]
+    for kind, pure, expected in (
+        ("Q8_0", False, {"Q8_0"}),
+        ("Q4_K_M", False, {"Q4_K", "Q6_K"}),
+        ("Q2_K", False, {"Q2_K", "Q3_K", "Q6_K"}),
+        ("Q2_K", True, {"Q2_K"}),
+    ):
+        quantized = target.requantize(path, kind, tmp_path / "own", pure)
+        tensors = [t for t in gguf.GGUFReader(quantized).tensors if not t.name.startswith("blk.2.ffn")]
+        assert {t.tensor_type.name for t in tensors} == expected | {"F32"}
+        losses.append(target.evaluate(quantized, tokens)["loss"])
+        sizes.append(tensor_bytes(quantized))
+    assert losses[1] == pytest.approx(losses[0], abs=0.01) and losses[2] == pytest.approx(losses[0], abs=0.05)
+    assert losses[2] < losses[3] < losses[4] < math.log(VOCAB)
+    assert sizes == sorted(set(sizes), reverse=True)
+
+
+def test_what_llama_cpp_does_not_quantize(wide: Supernet, target: LlamaCpp, ship: Ship, tmp_path: Path) -> None:
+    path = ship(subnet(wide, {}))
+    with pytest.raises(UserError, match=r"no quantization Q9_9; known: .*Q4_K_M"):
+        target.requantize(path, "Q9_9", tmp_path / "own")
+    with pytest.raises(UserError, match=r"Q2_K_S: .*imatrix"):
+        target.requantize(path, "Q2_K_S", tmp_path / "own")
+    path = ship(subnet(wide, {}, "Q4_0"))
+    with pytest.raises(UserError, match=r"token_embd\.weight is in Q4_0"):
+        target.requantize(path, "Q8_0", tmp_path / "own")
+    assert not list((tmp_path / "own").iterdir())
+    path.write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="no GGUF file"):
+        tensor_bytes(path)
 
 
 def test_tokenizer_inside_gives_the_same_ids(
