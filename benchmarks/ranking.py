@@ -46,6 +46,7 @@ from supernet.model import Supernet
 from supernet.randomness import derive, generator
 from supernet.run import SPACE, build_supernet, load_supernet
 from supernet.subnet import Decoder, extract
+from supernet.training import parameter_groups
 
 CACHE = ROOT / "cache" / "ranking"
 RECIPE = 1  # raised whenever the same settings would train other nets
@@ -103,10 +104,7 @@ class _Alone(L.LightningModule):
         self.decoder, self.make_optimizer, self.steps = decoder, make_optimizer, steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        weights = list(self.decoder.parameters())
-        matrices = {"params": [p for p in weights if p.ndim > 1]}
-        gains = {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0}
-        optimizer: torch.optim.Optimizer = self.make_optimizer([matrices, gains])
+        optimizer: torch.optim.Optimizer = self.make_optimizer(parameter_groups(self.decoder))
         self.highest_lr = optimizer.param_groups[0]["lr"]
         return optimizer
 

@@ -7,8 +7,9 @@ two products over the causal half. Norms, activations and the rounding of weight
 
 from typing import Any
 
-from supernet.elastic import Inventory, add, under
+from supernet.elastic import under
 from supernet.genes import Architecture
+from supernet.inventory import Inventory, add
 from supernet.model import Supernet
 from supernet.sandwich import Schedule
 from supernet.subnet import Decoder
@@ -29,12 +30,12 @@ def subnet_flops(supernet: Supernet, architecture: Architecture, n_tokens: int) 
     Equal to `forward_flops` of what is extracted. The stand-ins that a runtime needs for dropped blocks, which
     `Supernet.inventory` counts, are no part of training.
     """
-    width = architecture["d_model"]
-    found: Inventory = {"embedding.weights": supernet.vocab_size * int(width)}
+    width = int(architecture["d_model"])
+    found: Inventory = {"embedding.weights": supernet.vocab_size * width}
     for prefix, block in supernet.blocks():
         local = under(architecture, prefix)
         if local["active"]:
-            add(found, block.inventory(local, width))
+            add(found, block.inventory(local, {width: 1.0}))
     weights = sum(n for name, n in found.items() if name.endswith(".weights") and name != "norm.weights")
     return _flops(weights, found.get("heads", 0) * supernet.head_dim, n_tokens)
 
