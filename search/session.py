@@ -1,5 +1,6 @@
 """An opened search: its settings, held against each other, and the parts built from them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ class Search:
     @cached_property
     def floors(self) -> dict[str, float]:
         """Scores below which there is nothing to gain: whoever may spend 2 MB has no use for 0.1 MB."""
-        return {name: self.config.finalist_share * bound for name, bound in self.cost_bounds.items()}
+        bounds, sizes = self.cost_bounds, self.config.finalist_sizes_mb
+        if sizes:
+            bounds = {**bounds, "size_mb": min([*sizes, bounds.get("size_mb", math.inf)])}
+        return {name: self.config.finalist_share * bound for name, bound in bounds.items()}
 
     def workers(self) -> Workers:
         """Return the pool that scores candidates; the pool of one is this process."""
