@@ -54,7 +54,8 @@ class Allocation:
 
     Args:
         space: the genes.
-        rises: by how much each choice of a gene alone raises the loss of the largest net, in nats.
+        rises: by how much each choice of a gene alone raises the loss of the largest net, in nats. Where a cheaper
+            choice seems to be better than a dearer one, that is taken for luck: it counts as no better.
         costs: a genome's costs by name; they should be nearly sums over blocks.
         vary: kinds of genes that may change: `("format",)` is AutoQuantize proper.
         base: the genome that all else is taken from, by default the largest.
@@ -68,7 +69,8 @@ class Allocation:
         vary: Collection[Kind] = KINDS,
         base: Genome | None = None,
     ) -> None:
-        self.space, self.rises, self.costs = space, rises, costs
+        self.space, self.costs = space, costs
+        self.rises = {name: _ascending(each) for name, each in rises.items()}
         self.names = tuple(costs(space.largest))
         base = space.largest if base is None else base
         varied = [gene.kind in vary for gene in space]
@@ -148,6 +150,16 @@ class Allocation:
                 return program.rise + sum(option.rise for option in chosen), genome
             aim = aim - np.maximum(excess, 0)  # what holds between blocks, such as stand-ins, is no sum
         return None
+
+
+def _ascending(rises: Sequence[float | None]) -> list[float | None]:
+    """Return the rises, none below 0 or below that of a dearer choice."""
+    found: list[float | None] = []
+    highest = 0.0
+    for rise in reversed(rises):
+        highest = max(highest, rise or 0.0)
+        found.append(None if rise is None else highest)
+    return found[::-1]
 
 
 def _choose(blocks: Sequence[Sequence[_Option]], rows: Sequence[int], aim: Array) -> list[_Option] | None:
@@ -234,7 +246,9 @@ def seeds(
         shares = np.geomspace(1.0, min(1.0, max(least, 1e-3, *reached)), n)
     else:
         budgets = {unit: costs(space.largest)[unit]}
-        shares = np.geomspace(1.0, costs(allocation.smallest)[unit] / budgets[unit], n + 2)[1:-1]  # the ends are baselines
+        shares = np.geomspace(1.0, costs(allocation.smallest)[unit] / budgets[unit], n + 2)[
+            1:-1
+        ]  # the ends are baselines
     found: dict[Genome, str] = {}
     for share in shares:
         bounds = {name: float(share) * bound for name, bound in budgets.items()}

@@ -33,6 +33,7 @@ TRAINING = (
     "model.context_length=64",
     "model.d_model=[32,64]",
     "model.blocks.mlp.width=[32,64]",
+    "model.blocks.mlp.down_formats=[Q4_0,Q5_0,Q8_0,F16]",
     "schedule.alone_steps=12",
     "schedule.joint_steps=60",
     "schedule.smallest_every=4",

@@ -257,6 +257,22 @@ class Everything(Fixture):
             write_json(self.search_dir / file, content)
         write_text(self.search_dir / "config.yaml", CONFIG_OF_EVERYTHING)
         write_json(self.search_dir / "hardware.json", {"targets": {name: self.hardware() for name in self.TARGETS}})
+        write_json(self.search_dir / "sensitivity.json", self.sensitivity())
+
+    def sensitivity(self) -> dict[str, Any]:
+        genes = []
+        for i, gene in enumerate(self.space):
+            steps = [(len(gene.choices) - 1 - k) / 8 for k in range(len(gene.choices))]
+            rises: list[float | None] = [round((1 + i % 5) * step**3, 4) for step in steps]
+            if gene.name == "layers.3.mlp.down_format":
+                rises[0] = None
+            errors = [None if rise is None else 0.0007 for rise in rises]
+            saved = [1e5 * step for step in steps]
+            listed = {"name": gene.name, "kind": gene.kind, "choices": list(gene.choices)}
+            genes.append({**listed, "rise": rises, "standard_error": errors, "bytes_saved": saved})
+        reference = {"genome": list(self.space.largest), "loss": 2.6, "bytes": 5e6}
+        content = {"split": "gate", "sequences": 32, "sequence_length": 256, "reference": reference, "genes": genes}
+        return {**content, "findings": ["o projections <b>need</b> Q8_0."]}
 
     @staticmethod
     def hardware() -> dict[str, Any]:

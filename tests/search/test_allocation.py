@@ -89,6 +89,13 @@ def test_what_is_unknown_is_not_chosen(toy_space):
     assert allocate(toy_space, rises, cost, budget - 1e-3) is None
 
 
+def test_a_cheap_choice_that_seems_to_help_is_luck(toy_space):
+    rises, costs = weights_of(toy_space, np.random.default_rng(0))
+    rises["fmt"] = [-0.1, 0.2, 0.0]
+    cost = additive(toy_space, costs)
+    assert allocate(toy_space, rises, cost, cost(toy_space.largest)) == toy_space.largest
+
+
 def test_several_budgets_at_once(toy_space):
     rng = np.random.default_rng(1)
     (rises, sizes), (_, times) = weights_of(toy_space, rng), weights_of(toy_space, rng)

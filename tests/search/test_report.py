@@ -19,6 +19,7 @@ from search.report.history import ends, operator_counts, progress
 from search.report.html import Page
 from search.report.lineage import add_lineage, drawing
 from search.report.scores import axes, bounds, feasible, fitness, objectives, weights
+from search.report.sensitivity import color_scale, heat_maps
 from supernet.errors import UserError
 from supernet.files import read_json, write_json, write_text
 from tests.search.report_run import FORMATS, Everything, Fixture, make_space
@@ -227,10 +228,33 @@ def test_report_of_everything(everything: Everything) -> None:
         "stopped at hurdle 1",
         "failed: 3 workers died on it <i>",
         "scored to the end",
+        "o projections <b>need</b> Q8_0.",
+        "32 sequences of the gate split",
     ):
         assert expected in links.text + everything.search_dir.joinpath("report.html").read_text()
     assert all(reference.startswith("#") for reference in links.references)
     assert "nan" not in links.text
+
+
+def test_heat_maps_show_every_choice_but_the_dearest(everything: Everything, fixture: Fixture) -> None:
+    write_report(everything.search_dir)
+    assert (everything.search_dir / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    data = read_report_data(everything.search_dir)
+    formats, structure = heat_maps(data).values()
+    assert formats.columns[:4] == [*(f"attention qkv.{name}" for name in FORMATS[:3]), "attention o.Q4_0"]
+    assert structure.columns == [
+        *("attention.drop", "attention.kv_heads 1", "attention.heads_per_kv 1"),
+        *("mlp.width 128", "mlp.width 256", "mlp.drop"),
+    ]
+    cells = [c for laid_out in (formats, structure) for _, row in laid_out.rows for c in row if c]
+    cells += [*formats.single, *structure.single]
+    genes = data.sensitivity["genes"]
+    assert len(cells) == sum(len(gene["choices"]) - 1 for gene in genes) - 1  # one is not known
+    by_text = {cell.text: cell.color for cell in cells}
+    assert all(by_text[cell.text] == cell.color for cell in cells)  # one scale in both
+    assert by_text[f"{color_scale(data)[-1][0]:.3f}"] == color_scale(data)[-1][1]
+    assert "Sensitivity" not in parse(fixture.search_dir / "report.html").text
+    assert not (fixture.search_dir / "sensitivity.png").exists()
 
 
 def test_scores_of_several_targets_are_told_apart(everything: Everything) -> None:
