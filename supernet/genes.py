@@ -181,13 +181,18 @@ class SearchSpace:
         """Draw a genome, every gene uniform and independent."""
         return self.canonical([int(rng.integers(len(gene.choices))) for gene in self.genes])
 
-    def sample_spread(self, rng: np.random.Generator) -> Genome:
+    def sample_spread(self, rng: np.random.Generator, kept: float = 0.0) -> Genome:
         """Draw a genome whose mean level is uniform: the level of each kind first, then genes around it.
 
         Independent draws have a mean that hardly varies with many genes, so extreme budgets would never
         be seen (LLM-QFA, arXiv 2405.20202, section 3.3).
+
+        Args:
+            rng: of this draw.
+            kept: least share of switches that are on, in the mean.
         """
         level = {kind: rng.random() for kind in ("width", "format", "switch")}
+        level["switch"] = kept + (1 - kept) * level["switch"]
         indices = []
         for gene in self.genes:
             n = len(gene.choices)

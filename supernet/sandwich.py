@@ -7,6 +7,7 @@ function of the step, which is what makes resuming exact.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 from supernet.errors import UserError
@@ -27,6 +28,8 @@ class Schedule:
         smallest_every: the smallest net trains in every n-th sandwich step.
         vary: kinds of genes that the smaller nets differ in; the others keep the largest net's choice.
         spread: draw the mean level of each kind first, then genes around it; else every gene for itself.
+        kept: with `spread`, the least share of blocks that sampled nets keep in the mean: nets that lose most of
+            their blocks are of little use to anyone, and what they learn the others pay for.
         inherit: share of the joint steps over which cheaper formats open one after another, so that each begins
             with weights that the one above has trained (OQAT, arXiv 2010.04354); 0: all are open at once.
         student_weight: weight of each smaller net's loss; the largest net's is 1.
@@ -45,6 +48,7 @@ class Schedule:
     smallest_every: int
     vary: tuple[Kind, ...]
     spread: bool
+    kept: float
     inherit: float
     student_weight: float
     distillation: bool
@@ -60,8 +64,9 @@ class Schedule:
         object.__setattr__(self, "vary", tuple(self.vary))
         if not set(self.vary) <= set(get_args(Kind)):
             raise UserError(f"schedule.vary must hold some of {', '.join(get_args(Kind))}, got {list(self.vary)}")
-        if not 0 <= self.inherit <= 1:
-            raise UserError(f"schedule.inherit must be from 0 to 1, got {self.inherit}")
+        for name, share in (("kept", self.kept), ("inherit", self.inherit)):
+            if not 0 <= share <= 1:
+                raise UserError(f"schedule.{name} must be from 0 to 1, got {share}")
         if self.alone_steps < 0 or self.joint_steps < 0 or self.steps < 1:
             raise UserError("schedule.alone_steps and schedule.joint_steps must be 0 or more, and one of them 1")
         if self.n_sampled < 0 or self.smallest_every < 1 or self.gate_every < 0 or self.gate_every == 1:
@@ -114,7 +119,7 @@ class Schedule:
         if (step - self.alone_steps) % self.smallest_every == 0:
             chosen.append(("smallest", offered.decode(offered.smallest)))
         rng = generator(seed, "sandwich", step)
-        draw = offered.sample_spread if self.spread else offered.sample
+        draw = partial(offered.sample_spread, kept=self.kept) if self.spread else offered.sample
         chosen += [("sampled", offered.decode(draw(rng))) for _ in range(self.n_sampled)]
         return chosen
 

@@ -1,4 +1,4 @@
-"""Hugging Face transformers as a target: a checkpoint folder with the quantized values as plain floats."""
+"""Hugging Face transformers as a target: a checkpoint folder, its values as plain floats or packed in NF4."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.targets import Target
+from search.targets import Target, nf4
 from supernet.errors import UserError
 from supernet.genes import Value
 from supernet.tokenizer import END_OF_TEXT
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from supernet.blocks.attention import Attention
     from supernet.blocks.swiglu import SwiGLU
+    from supernet.elastic import Linear, RMSNorm
     from supernet.subnet import Decoder
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -51,7 +52,29 @@ class HuggingFace(Target):
         return path
 
 
-def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "float32") -> None:
+class HuggingFaceNF4(HuggingFace):
+    """The same with matrices in 4 bits, which transformers loads through bitsandbytes (and accelerate).
+
+    What is NF4 is packed; all else is stored in `dtype`, which is also what it computes in. In float32 the logits
+    are ours, and a matrix in F16 takes twice the bytes that the search counts; in float16 it takes those.
+    """
+
+    def supports(self, architecture: Mapping[str, Value]) -> str | None:
+        """Return None where every matrix is NF4 or F16, and the embedding F16; else which is not."""
+        return nf4.supports(architecture)
+
+    def export(self, decoder: Decoder, tokenizer_json: str, folder: Path) -> Path:
+        """Write the checkpoint `folder`/hf_nf4, whole or not at all, and return its path.
+
+        Raises:
+            UserError: a format that does not go there, the tokenizer does not fit, or the path holds something else.
+        """
+        path = folder / "hf_nf4"
+        export(decoder, tokenizer_json, path, self.dtype, packed=True)
+        return path
+
+
+def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "float32", packed: bool = False) -> None:
     """Write a checkpoint into `folder`, which appears complete or not at all.
 
     Args:
@@ -59,10 +82,11 @@ def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "fl
         tokenizer_json: text of a `tokenizer.json`.
         folder: to write; an older checkpoint there is replaced.
         dtype: of the stored weights: float32, bfloat16 or float16. The last two round them again.
+        packed: matrices in NF4 are stored as bitsandbytes reads them; all formats must be NF4 or F16.
 
     Raises:
-        UserError: an unknown dtype, a damaged tokenizer or one with more tokens than the model has
-            embeddings, or `folder` exists and is no checkpoint.
+        UserError: an unknown dtype, a format that cannot be packed, a damaged tokenizer or one with more
+            tokens than the model has embeddings, or `folder` exists and is no checkpoint.
     """
     import torch
     from safetensors.torch import save_file
@@ -71,7 +95,12 @@ def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "fl
     special = _end_of_text(tokenizer_json, decoder.vocab_size)
     sizes = [_sizes(attention, mlp) for attention, mlp in _parts(decoder)]
     config = {**_config(decoder, sizes), "dtype": dtype, "bos_token_id": special, "eos_token_id": special}
-    tensors = {name: t.detach().to("cpu", torch_dtype).contiguous() for name, t in _tensors(decoder)}
+    tensors: dict[str, Tensor] = {}
+    for name, module in _modules(decoder):
+        found = nf4.packed(name, module) if packed else None
+        tensors |= found or {f"{name}.weight": _value(module).to("cpu", torch_dtype).contiguous()}
+    if packed:
+        config |= nf4.config(tensors, dtype)
     tokenizer: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": decoder.config.context_length,
@@ -172,25 +201,27 @@ def _config(decoder: Decoder, sizes: list[dict[str, int]]) -> dict[str, Any]:
     }
 
 
-def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """Yield every stored tensor under its name in transformers' Llama; empty layers are left out."""
-    yield "model.embed_tokens.weight", _quantized(decoder.embedding)
-    yield "model.norm.weight", decoder.norm.weight
+def _modules(decoder: Decoder) -> Iterator[tuple[str, Linear | RMSNorm]]:
+    """Yield every module with a weight under its path in transformers' Llama; empty layers are left out."""
+    yield "model.embed_tokens", decoder.embedding
+    yield "model.norm", decoder.norm
     for i, (attention, mlp) in enumerate(_parts(decoder)):
         prefix = f"model.layers.{i}."
         if attention is not None:
-            yield f"{prefix}input_layernorm.weight", attention.norm.weight
+            yield f"{prefix}input_layernorm", attention.norm
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                yield f"{prefix}self_attn.{name}.weight", _quantized(attention.get_submodule(name))
+                yield f"{prefix}self_attn.{name}", attention.get_submodule(name)  # type: ignore[misc]
         if mlp is not None:
-            yield f"{prefix}post_attention_layernorm.weight", mlp.norm.weight
+            yield f"{prefix}post_attention_layernorm", mlp.norm
             for name in ("gate_proj", "up_proj", "down_proj"):
-                yield f"{prefix}mlp.{name}.weight", _quantized(mlp.get_submodule(name))
+                yield f"{prefix}mlp.{name}", mlp.get_submodule(name)  # type: ignore[misc]
 
 
-def _quantized(linear: Any) -> Tensor:
-    """Return the values that the format of `linear` can hold."""
-    return linear.format.quantize(linear.weight.detach().float())
+def _value(module: Linear | RMSNorm) -> Tensor:
+    """Return the weight, rounded to what the format of a matrix can hold."""
+    from supernet.elastic import RMSNorm
+
+    return module.weight.detach() if isinstance(module, RMSNorm) else module.format.decode(*module.encoded())
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

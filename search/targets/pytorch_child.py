@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from search.targets.child import Failure, processor, resident_bytes, serve, start_of_peak
@@ -28,35 +28,58 @@ CLASSES = {  # name in config.json -> configuration, model
     "LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM),
     "SubnetForCausalLM": (SubnetConfig, SubnetForCausalLM),
 }
+QUANTIZATIONS: dict[str, dict[str, Any]] = {  # what bitsandbytes can make of a net of floats while it is loaded
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
+    "int8": {"load_in_8bit": True},
+}
 EVALUATED_ROWS = 8  # at a time
 
 
 class Session:
-    """A loaded net, and the key-value cache of a single sequence."""
+    """A loaded net, and the key-value cache of a single sequence.
 
-    def __init__(self, path: str, device: str, dtype: str) -> None:
+    Args:
+        path: of the folder.
+        device: cuda or cpu.
+        dtype: of weights, but those that bitsandbytes holds, and of the cache.
+        quantize: one of QUANTIZATIONS, or None.
+    """
+
+    def __init__(self, path: str, device: str, dtype: str, quantize: str | None = None) -> None:
         self.device = torch.device(device)
         config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
         name = next(iter(config.get("architectures") or []), None)
         if name not in CLASSES:
             raise Failure(f"config.json names the architecture {name}, expected one of {', '.join(CLASSES)}")
         config_class, model_class = CLASSES[name]
+        dropped = {"auto_map"}
+        if (config.get("quantization_config") or {}).get("quant_method") != "bitsandbytes":
+            dropped.add("quantization_config")
+        options: dict[str, Any] = {}
+        if quantize:
+            options["quantization_config"] = BitsAndBytesConfig(**QUANTIZATIONS[quantize])
+        if quantize or "quantization_config" in config.keys() - dropped:
+            options["device_map"] = {"": device}
         # With class, configuration and attention given, nothing that config.json may name else is looked for.
         model, report = model_class.from_pretrained(
             path,
-            config=config_class(**{k: v for k, v in config.items() if k not in ("auto_map", "quantization_config")}),
+            config=config_class(**{k: v for k, v in config.items() if k not in dropped}),
             dtype=getattr(torch, dtype),
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # they are reported, and refused below
             output_loading_info=True,
+            **options,
         )
         keys = [key for kind in ("missing", "unexpected", "mismatched") for key in report[f"{kind}_keys"]]
         wrong = sorted(key if isinstance(key, str) else key[0] for key in keys)  # a mismatch comes with its shapes
         if wrong:
             raise Failure(f"weights and config.json do not fit: {', '.join(wrong[:5])}")
-        self.model = model.eval().to(self.device)
+        self.model = model.eval() if options else model.eval().to(self.device)
+        # Before the first call, in which bitsandbytes may pack weights another way.
+        self.bytes_held = sum(p.nbytes + _scale_bytes(p) for p in model.parameters())
+        self.bytes_shipped = sum(_shipped_bytes(p) + _scale_bytes(p) for p in model.parameters())
         self.vocab_size = int(model.config.vocab_size)
         self.cache: Any = None
         self.wait()
@@ -83,8 +106,21 @@ class Session:
         return sum(part.nbytes // part.shape[-2] for part in kept)
 
 
+def _scale_bytes(parameter: Tensor) -> int:
+    """Return the bytes of what bitsandbytes holds beside a parameter."""
+    state, rows = getattr(parameter, "quant_state", None), getattr(parameter, "SCB", None)
+    return sum(scales.nbytes for scales in (state and state.absmax, rows) if scales is not None)
+
+
+def _shipped_bytes(parameter: Tensor) -> int:
+    """Return the bytes of a parameter where matrices of floats ship in F16 and norms in F32."""
+    if not parameter.is_floating_point():
+        return parameter.nbytes
+    return parameter.numel() * (4 if parameter.dim() == 1 else 2)
+
+
 def _session(request: dict[str, Any]) -> Session:
-    return Session(request["path"], request["device"], request["dtype"])
+    return Session(request["path"], request["device"], request["dtype"], request.get("quantize"))
 
 
 def loads(request: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +162,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "decode_wall_p95_ms": float(np.percentile(times[:, 1:, 1], 95)),
         "load_ms": load_ms,
         "peak_memory_mb": peak / 1e6,
-        "size_mb": sum(parameter.nbytes for parameter in session.model.parameters()) / 1e6,
+        "size_mb": session.bytes_held / 1e6,
         "file_mb": sum(file.stat().st_size for file in Path(request["path"]).iterdir()) / 1e6,
         "kv_bytes_per_token": session.kv_bytes(),
         "device": torch.cuda.get_device_name() if on_gpu else processor(),
@@ -142,7 +178,10 @@ def _timed(session: Session, tokens: Sequence[int]) -> tuple[float, float]:
 
 
 def evaluate(request: dict[str, Any]) -> dict[str, Any]:
-    """Return mean loss (nats) and accuracy of next tokens over the rows (n, T + 1) of a .npy file."""
+    """Return mean loss (nats) and accuracy of next tokens over the rows (n, T + 1) of a .npy file.
+
+    With `quantize` also `bytes`: of the weights, scales included; as we ship them, floats are F16 and norms F32.
+    """
     session = _session(request)
     rows = torch.from_numpy(np.load(request["rows"]).astype(np.int64)).to(session.device)
 
@@ -150,7 +189,8 @@ def evaluate(request: dict[str, Any]) -> dict[str, Any]:
         return session.model(tokens, use_cache=False).logits.float()
 
     loss, accuracy = evaluate_network(network, rows, EVALUATED_ROWS)
-    return {"loss": loss, "accuracy": accuracy}
+    reply = {"loss": loss, "accuracy": accuracy}
+    return {**reply, "bytes": session.bytes_shipped} if request.get("quantize") else reply
 
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from search.targets.huggingface import HuggingFace, export
+from search.targets import nf4
+from search.targets.bitsandbytes_baseline import uniform
+from search.targets.huggingface import HuggingFace, HuggingFaceNF4, export
+from search.targets.pytorch_nf4 import PyTorchNF4
 from supernet.blocks.attention import ElasticAttention
 from supernet.blocks.swiglu import ElasticSwiGLU
 from supernet.errors import UserError
 from supernet.genes import Architecture
+from supernet.losses import evaluate
 from supernet.model import Supernet
 from supernet.randomness import generator
 from supernet.subnet import Decoder, extract
@@ -38,6 +42,9 @@ for folder in folders:
     model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **trust)
     tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
     model.eval()
+    for module in model.modules():  # on some processors bitsandbytes multiplies in bfloat16, and rounds scales to it
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     with torch.no_grad():
         out = model(tokens, labels=tokens)
     np.save(folder + "/logits.npy", out.logits.float().numpy())
@@ -51,6 +58,7 @@ for folder in folders:
     shifted = model.generate(padded, attention_mask=seen, **options)[:, 3:]
     print(json.dumps({
         "class": type(model).__name__,
+        "packed": sum(type(parameter).__name__ == "Params4bit" for parameter in model.parameters()),
         "wrong_keys": [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]],
         "loss": float(out.loss),
         "cached": cached.tolist(),
@@ -225,3 +233,112 @@ def test_a_failed_export_leaves_nothing(
     with pytest.raises(OSError, match="no space"):
         export(subnet(supernet, HETEROGENEOUS["sizes"]), tokenizer_json, tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["papers"]
+
+
+needs_bitsandbytes = pytest.mark.skipif(nf4.missing() is not None, reason=str(nf4.missing()))
+
+
+@pytest.fixture(scope="module")
+def nf4_supernet() -> Supernet:
+    torch.manual_seed(1)
+    formats = ("NF4", "F16")
+    attention = partial(
+        ElasticAttention,
+        head_dim=64,
+        kv_heads=(1, 2),
+        heads_per_kv=(1, 2),
+        qkv_formats=formats,
+        o_formats=formats,
+        droppable=True,
+    )
+    mlp = partial(ElasticSwiGLU, width=(64, 128), gate_up_formats=formats, down_formats=formats, droppable=True)
+    blocks: dict[str, Any] = {"attention": attention, "mlp": mlp}
+    net = Supernet(VOCAB, CONTEXT, 3, (128, 256), 64, 1e4, 1e-5, ("F16",), blocks)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.mul_(1 + 0.3 * torch.randn_like(parameter) if "norm" in name else 3)
+    return net
+
+
+def nf4_architecture(net: Supernet) -> Architecture:
+    """Return the largest subnet with every matrix in NF4."""
+    largest = net.space.decode(net.space.largest)
+    return {**largest, **{k: "NF4" for k in largest if "_format" in k}}
+
+
+def nf4_subnet(net: Supernet, changes: Architecture) -> Decoder:
+    return extract(net, net.space.encode({**nf4_architecture(net), **changes}))
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("remote", [False, True], ids=["homogeneous", "heterogeneous"])
+def test_a_fresh_process_computes_our_logits_in_4_bits(
+    nf4_supernet: Supernet, tokenizer_json: str, tmp_path: Path, remote: bool
+) -> None:
+    mixed: Architecture = {"layers.1.mlp.down_format": "F16", "layers.2.attention.o_format": "F16"}
+    odd: Architecture = {"layers.0.attention.active": 0, "layers.1.mlp.width": 64, "layers.2.attention.kv_heads": 1}
+    decoder = nf4_subnet(nf4_supernet, {**mixed, **(odd if remote else {})})
+    folder = HuggingFaceNF4("huggingface_nf4", "float32").export(decoder, tokenizer_json, tmp_path)
+    rows = generator(0, "rows").integers(0, VOCAB, (2, 20))
+    (report,) = load_fresh([folder], rows, tmp_path, remote)
+    assert report["class"] == ("SubnetForCausalLM" if remote else "LlamaForCausalLM")
+    assert report["packed"] == sum(linear.format.name == "NF4" for linear in decoder.linears()) > 10
+    assert report["wrong_keys"] == [] and report["ours"] == []
+    expected = decoder(torch.from_numpy(rows)).detach().numpy()
+    error = np.linalg.norm(np.load(folder / "logits.npy") - expected) / np.linalg.norm(expected)
+    assert error <= 1e-5
+    assert report["cached"] == report["uncached"] == report["padded"]
+
+
+def test_packed_matrices_are_those_that_bitsandbytes_saves(nf4_supernet: Supernet) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes", exc_type=ImportError)
+    attention: Any = nf4_subnet(nf4_supernet, {}).layers[0].attention
+    theirs = bitsandbytes.nn.Linear4bit(256, 256, bias=False, compress_statistics=False, quant_type="nf4")
+    theirs.weight.data = attention.q_proj.weight.detach()
+    saved = theirs.to("cpu").state_dict(prefix="x.")
+    ours = nf4.packed("x", attention.q_proj)
+    assert ours is not None and ours.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype, name
+
+
+@pytest.mark.slow
+@needs_bitsandbytes
+def test_nets_in_4_bits_and_uniform_baselines_are_evaluated(
+    nf4_supernet: Supernet, tokenizer_json: str, tmp_path: Path
+) -> None:
+    rows = generator(0, "rows").integers(0, VOCAB, (4, 33))
+    decoder = nf4_subnet(nf4_supernet, {})
+    target = PyTorchNF4("pytorch_nf4", "cpu", "float32", 8, 4, 1, 600, None)
+    ours, _ = evaluate(decoder, torch.from_numpy(rows), 4)
+    packed = target.export(decoder, tokenizer_json, tmp_path)
+    # bfloat16, where the processor has it.
+    assert target.evaluate(packed, rows)["loss"] == pytest.approx(ours, rel=5e-3)
+    measured = target.measure(packed)
+    in_floats = extract(nf4_supernet, nf4_supernet.space.largest)
+    export(in_floats, tokenizer_json, tmp_path / "floats")
+    baseline = uniform(tmp_path / "floats", rows, "nf4", "cpu")
+    assert baseline["loss"] == pytest.approx(ours, rel=5e-3)
+    assert baseline["bytes"] == nf4_supernet.n_bytes(nf4_architecture(nf4_supernet))
+    embedding_and_norms = 2 * VOCAB * 256 + 4 * 7 * 256
+    assert measured["size_mb"] * 1e6 == pytest.approx(baseline["bytes"] + 2 * VOCAB * 256)  # a float32 embedding
+    weights = sum(linear.weight.numel() for linear in decoder.linears()) - VOCAB * 256
+    scales = sum(4 * len(linear.weight) for linear in decoder.linears()) - 4 * VOCAB
+    eight_bits = uniform(tmp_path / "floats", rows, "int8", "cpu")
+    assert eight_bits["bytes"] == weights + scales + embedding_and_norms
+    with torch.inference_mode():
+        full, _ = evaluate(in_floats, torch.from_numpy(rows), 4)
+    assert eight_bits["loss"] == pytest.approx(full, rel=5e-3)
+
+
+def test_what_does_not_go_into_4_bits_is_refused(
+    supernet: Supernet, nf4_supernet: Supernet, tokenizer_json: str, tmp_path: Path
+) -> None:
+    target = HuggingFaceNF4("huggingface_nf4", "float32")
+    space = nf4_supernet.space
+    assert target.supports(space.decode(space.smallest)) is None
+    others = supernet.space.decode(supernet.space.with_format(supernet.space.largest, "Q4_0"))
+    assert "embedding.format is Q4_0" in str(target.supports(others))
+    assert "qkv_format is Q4_0" in str(target.supports({**others, "embedding.format": "F16"}))
+    with pytest.raises(UserError, match=r"embed_tokens is Q4_0, which a checkpoint of bitsandbytes does not hold"):
+        target.export(subnet(supernet, {}), tokenizer_json, tmp_path)

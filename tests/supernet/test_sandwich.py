@@ -13,6 +13,7 @@ SCHEDULE = Schedule(
     smallest_every=2,
     vary=("width", "switch", "format"),
     spread=True,
+    kept=0.0,
     inherit=0.0,
     distillation=True,
     student_weight=0.5,

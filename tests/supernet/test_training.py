@@ -39,6 +39,7 @@ def training_of(supernet, budgets, gate_every=2):
         smallest_every=2,
         vary=("width", "switch", "format"),
         spread=True,
+        kept=0.0,
         inherit=0.0,
         distillation=True,
         student_weight=0.5,
