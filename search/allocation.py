@@ -73,6 +73,8 @@ class Allocation:
         self.rises = {name: _ascending(each) for name, each in rises.items()}
         self.names = tuple(costs(space.largest))
         base = space.largest if base is None else base
+        varied = [gene.kind in vary for gene in space]
+        self.smallest = space.canonical([s if v else b for s, b, v in zip(space.smallest, base, varied, strict=True)])
         free = [i for i, gene in enumerate(space) if gene.kind in vary and len(gene.choices) > 1]
         outer = [i for i in free if space.genes[i].kind == "width" and space.genes[i].needs is None]
         blocks: dict[str, list[int]] = {}
@@ -232,7 +234,7 @@ def seeds(
     Args:
         allocation: what chooses.
         budgets: bounds by names of costs; the others are shares of them, down to `least`. Without any, budgets
-            are spread between what the largest and the smallest net cost in `unit`.
+            are spread between what the largest and the smallest net that it may choose cost in `unit`.
         least: share of the budgets below which nothing is gained, from 0 to 1.
         n: how many.
         unit: name of a cost.
@@ -244,7 +246,9 @@ def seeds(
         shares = np.geomspace(1.0, min(1.0, max(least, 1e-3, *reached)), n)
     else:
         budgets = {unit: costs(space.largest)[unit]}
-        shares = np.geomspace(1.0, costs(space.smallest)[unit] / budgets[unit], n + 2)[1:-1]  # the ends are baselines
+        shares = np.geomspace(1.0, costs(allocation.smallest)[unit] / budgets[unit], n + 2)[
+            1:-1
+        ]  # the ends are baselines
     found: dict[Genome, str] = {}
     for share in shares:
         bounds = {name: float(share) * bound for name, bound in budgets.items()}

@@ -10,15 +10,19 @@ crowding distance.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from search.candidate import Candidate, Lineage, Proposal
+from search.fitness import checked_weights, matching, weighted
 from search.operators import Fits, Weights, cross, cross_layers, difference, mutate, shrink, vary
+from search.subspace import KINDS, Subspace, check_kinds
 from supernet.errors import UserError
 from supernet.genes import Genome, SearchSpace
+from supernet.randomness import generator
 
 __all__ = ["Breeding", "Evolution", "Fits", "Known", "Order", "matching", "pareto_front", "ranks", "weighted"]
 
@@ -56,31 +60,6 @@ def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str]) -> 
     return sorted(best, key=lambda c: (c.scores[objectives[0]], c.id))
 
 
-def matching(scores: Collection[str], key: str) -> list[str]:
-    """Return the names of the scores that a weight's key means: itself, or one `key@TARGET` for each target.
-
-    Raises:
-        UserError: there is none.
-    """
-    names = [name for name in scores if name.partition("@")[0] == key or name == key]
-    if not names:
-        raise UserError(f"evolution.fitness.{key}: no such score; candidates have {', '.join(sorted(scores))}")
-    return names
-
-
-def weighted(weights: Mapping[str, float], scores: Mapping[str, Any]) -> Any:
-    """Return the weighted sum of scores (numbers, or arrays of the same shape).
-
-    Raises:
-        UserError: a weight is on a score that is not there.
-    """
-    total: Any = 0.0
-    for key, weight in weights.items():
-        names = matching(scores, key)
-        total += weight * sum(scores[n] for n in names) / len(names)
-    return total
-
-
 class Evolution(ABC):
     """Ask/tell.
 
@@ -97,6 +76,14 @@ class Evolution(ABC):
         population: how many candidates are parents.
         fitness: weights of scores. With any, selection is by their weighted sum instead of the Pareto rank;
             over several targets (`decode_ms@phone`) a score counts as its mean. None is no weight.
+        vary: kinds of genes that may change; the others are held at the choices of a base.
+        bases: genomes, in ascending cost; None: the largest. Without effect where all kinds vary.
+        evaluations: how many candidates will be told of in all, where that is known.
+
+    Attributes:
+        whole: the space that is asked about and told of.
+        space: what is searched: all of it, or a `Subspace`. Genomes of parents, and all that strategies and
+            operators work on, are of this one.
     """
 
     def __init__(
@@ -112,19 +99,30 @@ class Evolution(ABC):
         *,
         population: int,
         fitness: Mapping[str, float | None] | None = None,
+        vary: Sequence[str] = KINDS,
+        bases: Sequence[Genome] | None = None,
+        evaluations: int | None = None,
     ) -> None:
         if population < 2:
             raise UserError(f"evolution.population must be 2 or more, got {population}")
-        self.space, self.objectives, self.first = space, tuple(objectives), list(first)
+        kinds = check_kinds(vary, "evolution.vary")
+        self.part = Subspace(space, kinds, bases or [space.largest]) if kinds != KINDS else None
+        self.whole, self.space = space, space if self.part is None else self.part
+        self.objectives, self.evaluations = tuple(objectives), evaluations
         self.seed, self.n_parents = seed, population
-        self.fits: Fits = fits or (lambda genome: True)
-        self.known: Known = known or (lambda genome: {})
+        self.fits: Fits = (lambda genome: True) if fits is None else lambda genome: fits(self.lift(genome))
+        self.known: Known = (lambda genome: {}) if known is None else lambda genome: known(self.lift(genome))
         self.floors = dict(floors or {})
-        self.preferences = preferences
-        self.weights = _weights(fitness or {})
+        self.preferences = preferences if preferences is None or self.part is None else self.part.widened(preferences)
+        self.weights = checked_weights(fitness or {})
         self.parents: list[Candidate] = []
         self.seen: set[Genome] = set()
         self.generation = 0
+        self.first = self._held(first)
+
+    def lift(self, genome: Genome) -> Genome:
+        """Return the genome of the whole space that one of the searched space stands for."""
+        return genome if self.part is None else self.part.lift(genome)
 
     def ask(self, n: int, rng: np.random.Generator) -> list[Proposal]:
         """Return up to `n` proposals that were never told; fewer only when the space runs out."""
@@ -132,13 +130,16 @@ class Evolution(ABC):
         taken = self.seen | {p.genome for p in proposals}
         if self.parents and len(proposals) < n:
             proposals += self._batch(n - len(proposals), taken, rng)
-        return proposals + self._fresh(lambda: self._random(rng), n - len(proposals), taken)
+        proposals += self._fresh(lambda: self._random(rng), n - len(proposals), taken)
+        return [replace(p, genome=self.lift(p.genome)) for p in proposals]
 
     def tell(self, candidates: Sequence[Candidate]) -> None:
         """Take in a batch that was asked for.
 
         Those that were stopped, or have a score that is no finite number, are never proposed again, nothing else.
         """
+        if self.part is not None:
+            candidates = [replace(c, genome=self.part.project(c.genome)) for c in candidates]
         self.seen.update(c.genome for c in candidates)
         scored = [c for c in candidates if c.whole]
         if scored:
@@ -195,8 +196,27 @@ class Evolution(ABC):
         fitted = shrink(self.space, genome, self.fits, rng)
         if fitted != genome:
             operator += " + shrink"
-        changed = difference(self.space, parents[0].genome, fitted)
+        changed = self._changed(parents[0].genome, fitted)
         return Proposal(fitted, Lineage(self.generation, operator, tuple(p.id for p in parents), changed, self.seed))
+
+    def _changed(self, parent: Genome, child: Genome) -> tuple[str, ...]:
+        """Return the names of the genes of the whole space in which two genomes differ."""
+        return difference(self.whole, self.lift(parent), self.lift(child))
+
+    def _held(self, first: Sequence[Proposal]) -> list[Proposal]:
+        """Return the first population in the searched space; what had to change there is made to fit again."""
+        if self.part is None:
+            return list(first)
+        rng, held, exact = generator(self.seed, "held"), dict[Genome, Proposal](), set[Genome]()
+        for proposal in first:
+            genome, lineage = self.part.project(proposal.genome), proposal.lineage
+            if self.lift(genome) != proposal.genome:
+                genome = shrink(self.space, genome, self.fits, rng)
+                held.setdefault(genome, Proposal(genome, replace(lineage, operator=f"{lineage.operator} + hold")))
+            elif genome not in exact:  # whoever was meant is named, not what happens to come out the same
+                held[genome] = Proposal(genome, lineage)
+                exact.add(genome)
+        return list(held.values())
 
     def _tournament(self, size: int, rng: np.random.Generator) -> Candidate:
         """Return the best of `size` parents drawn with replacement."""
@@ -271,11 +291,3 @@ class Breeding(Evolution):
         genome = cross(self.space, parent.genome, other.genome, rng)
         genome = mutate(self.space, genome, self.mutations, rng, self.late, self.choice_weights)
         return self._child("cross + mutate", genome, [parent, other], rng)
-
-
-def _weights(fitness: Mapping[str, float | None]) -> dict[str, float]:
-    weights = {str(key): weight for key, weight in fitness.items() if weight is not None}
-    for key, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise UserError(f"evolution.fitness.{key} must be a number, got {weight!r}")
-    return weights

@@ -1,6 +1,6 @@
 """Which members of the front are worth fine-tuning, and how they and the baselines are judged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,22 @@ def near_budget(front: Sequence[Candidate], budget: Mapping[str, float], n: int,
     most_first = sorted(front, key=lambda c: (-use(c), c.id))
     used = {c.id for i, c in enumerate(most_first) if i < n or use(c) >= share}
     return [c for c in front if c.id in used]
+
+
+def best_within(
+    candidates: Sequence[Candidate], sizes_mb: Sequence[float], value: Callable[[Candidate], float]
+) -> list[Candidate]:
+    """Return for each size the candidate of the lowest value that is no larger; who is best for two, once.
+
+    Where equals are to choose from it is the smallest. A size that nothing is within gets none.
+    """
+    chosen: dict[int, Candidate] = {}
+    for size in sizes_mb:
+        within = [c for c in candidates if c.scores["size_mb"] <= size]
+        if within:
+            best = min(within, key=lambda c: (value(c), c.scores["size_mb"], c.id))
+            chosen[best.id] = best
+    return list(chosen.values())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Fine-tuning of finalists: quantization-aware, distilled from the largest subnet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import replacing
 from supernet.fitting import Batches, fit
+from supernet.flops import forward_flops, tuning_flops
 from supernet.losses import distillation_loss
 from supernet.randomness import derive
 from supernet.subnet import Decoder
@@ -25,16 +26,18 @@ class FineTuning:
 
     Attributes:
         steps: 0 for none.
+        equal_flops: a net gets as many more steps as its step costs less FLOPs than the largest net's.
         lr: highest learning rate of AdamW, falling linearly to 0.
         warmup_steps: over which it rises.
         batch_size: sequences in a step, of the run's own sequence length.
         distillation: share of the teacher's predictions in the target; the rest is the next token itself.
         weight_decay: of matrices.
-        baselines: fine-tune the uniform formats of the largest net too, for as many steps.
+        baselines: fine-tune the uniform formats of the largest net too, in the same way.
         trainer: settings of `lightning.Trainer`.
     """
 
     steps: int
+    equal_flops: bool
     lr: float
     warmup_steps: int
     batch_size: int
@@ -48,6 +51,23 @@ class FineTuning:
             raise UserError(
                 "finetune: steps must be 0 or more, lr above 0, batch_size 1 or more, distillation from 0 to 1"
             )
+
+    def steps_for(self, decoder: Decoder, teacher: Decoder, length: int) -> int:
+        """Return how many steps a decoder gets; with `equal_flops` all cost what the teacher itself would.
+
+        A step costs a training pass of the decoder, and a forward pass of the teacher where that is learned from.
+
+        Args:
+            decoder: what is tuned.
+            teacher: the largest subnet.
+            length: tokens of a sequence.
+        """
+        if not self.equal_flops:
+            return self.steps
+        largest = forward_flops(teacher, length)
+        predicting = largest if self.distillation else 0.0
+        costs = [tuning_flops(forward, predicting) for forward in (largest, forward_flops(decoder, length))]
+        return round(self.steps * costs[0] / costs[1])
 
     def tune(self, folder: Path, name: str, decoder: Decoder, teacher: Decoder, data: TokenData, seed: int) -> Decoder:
         """Return the fine-tuned decoder; its weights are kept in `folder`, so that this is done once.
@@ -64,9 +84,11 @@ class FineTuning:
 
         weights = folder / "model.safetensors"
         if not weights.exists():
-            module = _Module(self, decoder, teacher)
             length = int(data.config["sequence_length"])
-            batches = Batches(data, self.steps, lambda _: "train", derive(seed, "fine-tuning"), self.batch_size, length)
+            settings = replace(self, steps=self.steps_for(decoder, teacher, length))
+            module = _Module(settings, decoder, teacher)
+            draws = derive(seed, "fine-tuning")
+            batches = Batches(data, settings.steps, lambda _: "train", draws, self.batch_size, length)
             fit(module, batches, folder / "checkpoints", self.trainer, name)
             with replacing(weights) as temporary:
                 save_file({k: v.detach().cpu() for k, v in decoder.state_dict().items()}, temporary)

@@ -1,5 +1,6 @@
 """An opened search: its settings, held against each other, and the parts built from them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from search.profile import SENSITIVITY, Profile
 from search.scoring import HARDWARE, Scorer, make_scorer
 from search.sensitivity import measure_sensitivity
 from search.shipping import Shipyard
+from search.subspace import KINDS, check_kinds
 from search.workers import Workers, check_workers, make_workers
 from supernet.cli import typed_command
 from supernet.config import build, check, check_counts, job_name, plain
@@ -70,7 +72,10 @@ class Search:
     @cached_property
     def floors(self) -> dict[str, float]:
         """Scores below which there is nothing to gain: whoever may spend 2 MB has no use for 0.1 MB."""
-        return {name: self.config.finalist_share * bound for name, bound in self.cost_bounds.items()}
+        bounds, sizes = self.cost_bounds, self.config.finalist_sizes_mb
+        if sizes:
+            bounds = {**bounds, "size_mb": min([*sizes, bounds.get("size_mb", math.inf)])}
+        return {name: self.config.finalist_share * bound for name, bound in bounds.items()}
 
     def workers(self) -> Workers:
         """Return the pool that scores candidates; the pool of one is this process."""
@@ -97,6 +102,7 @@ class Search:
             fits=scorer.fits,
             known=scorer.known,
             floors=self.floors,
+            evaluations=self.config.evaluations,
             preferences=self.preferences,
         )
         assert isinstance(strategy, Evolution)
@@ -126,14 +132,16 @@ class Search:
     def solutions(self) -> Callable[[int], list[tuple[str, Genome]]] | None:
         """What the linear program over the sensitivities finds, as (label, genome); None without a profile.
 
-        Each target's budgets on costs are met. Without any, sizes are spread over the whole range.
+        Each target's budgets on costs are met. Without any, sizes are spread over the whole range. Kinds of
+        genes that the strategy holds are as in the largest net.
         """
         profile, scorer = self.profile, self.scorer
         if profile is None:
             return None
 
         def solve(n: int) -> list[tuple[str, Genome]]:
-            program = allocation.Allocation(profile.space, profile.rises, scorer.known)
+            kinds = check_kinds(self.config.evolution.get("vary", KINDS), "evolution.vary")
+            program = allocation.Allocation(profile.space, profile.rises, scorer.known, kinds)
             held = [
                 {name: bound for name, bound in scorer.bounds(target).items() if name in self.cost_bounds}
                 for target in scorer.targets
@@ -206,11 +214,14 @@ def _check(search: Search) -> None:
     if not config.objectives:
         raise UserError("objective names nothing to minimize: objective=[loss,size_mb] is the default")
     _ = scorer.objectives, scorer.hurdles
-    supernet = scorer.trained.supernet
-    reachable = supernet.n_bytes(supernet.space.decode(supernet.space.cheapest)) / MB
-    limit = scorer.budget.get("size_mb", reachable)
-    if limit < reachable:
-        raise UserError(f"budget.size_mb={limit}: no subnet is so small; the smallest reachable is {reachable:.3f} MB")
+    supernet, strategy = scorer.trained.supernet, search.make_strategy([])
+    cheapest = strategy.lift(strategy.space.cheapest)
+    reachable = supernet.n_bytes(supernet.space.decode(cheapest)) / MB
+    limits = {"budget.size_mb": scorer.budget.get("size_mb", reachable)}
+    limits |= {f"finalist_sizes_mb[{i}]": size for i, size in enumerate(config.finalist_sizes_mb)}
+    for key, limit in limits.items():
+        if limit < reachable:
+            raise UserError(f"{key}={limit:g}: no subnet is so small; the smallest reachable is {reachable:.3f} MB")
     if "build_failure" in scorer.objectives:
         for target in scorer.targets.values():
             missing = target.available()
@@ -218,7 +229,6 @@ def _check(search: Search) -> None:
                 raise UserError(f"build_failure: {missing}")
     if config.n_probes < MIN_PROBES:
         raise UserError(f"n_probes must be {MIN_PROBES} or more, got {config.n_probes} (conf/search.yaml)")
-    search.make_strategy([])
     if not isinstance(config.ray, DictConfig):
         raise UserError(f"ray must have address and workers, got {config.ray!r} (conf/search.yaml)")
     check_workers(config.workers, config.worker_timeout_s, config.ray.workers)

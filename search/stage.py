@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from search.candidate import Candidate
 from search.evolution import pareto_front
-from search.finalists import near_budget, spread
+from search.finalists import best_within, near_budget, spread
 from search.journal import Journal
 from search.loop import evolve
 from search.session import FINALISTS, FRONT, JOURNAL, REPORT, Search, opened
@@ -94,21 +94,38 @@ def tune_and_ship(
     search: Search, candidates: Sequence[Candidate], fronts: Mapping[str, Sequence[Candidate]]
 ) -> dict[str, Any]:
     """Fine-tune and ship the finalists, judge them and the baselines on `test`; return finalists.json."""
-    config, scorer, yard = search.config, search.scorer, search.shipyard()
-    content = {}
+    yard, content = search.shipyard(), {}
     for name, front in fronts.items():
-        costs = {score: bound for score, bound in scorer.bounds(name).items() if score in search.cost_bounds}
-        if scorer.fitness:
-            feasible = [c for c in _on_target(search, candidates, name) if c.feasible]
-            value = search.make_strategy([]).value
-            chosen = sorted(feasible, key=lambda c: (value(c.scores), c.id))[: config.n_finalists]
-        else:
-            near = near_budget(front, costs, config.n_finalists, config.finalist_share)
-            chosen = spread(near, scorer.names(name), config.n_finalists)
+        chosen = _finalists(search, candidates, front, name)
         shipped = [yard.finalist(candidate) for candidate in chosen]
         compared = [yard.baseline(label, genome) for label, genome in yard.space.baselines()]
         content[name] = {"finalists": [_on(name, e) for e in shipped], "baselines": [_on(name, e) for e in compared]}
     return {"targets": content}
+
+
+def _finalists(
+    search: Search, candidates: Sequence[Candidate], front: Sequence[Candidate], target: str
+) -> list[Candidate]:
+    """Return who is worth fine-tuning on a target: for the sizes that were asked for, or spread over the front.
+
+    With a fitness the best by it, on the front or not. Where nothing is within any size, the smallest.
+    """
+    config, scorer = search.config, search.scorer
+    feasible = [c for c in _on_target(search, candidates, target) if c.feasible]
+    fitness, first = search.make_strategy([]).value, scorer.names(target)[0]
+    if config.finalist_sizes_mb:
+        value = (lambda c: fitness(c.scores)) if scorer.fitness else (lambda c: c.scores[first])
+        smallest = min(feasible, key=lambda c: (c.scores["size_mb"], value(c), c.id))
+        for size in config.finalist_sizes_mb:
+            if smallest.scores["size_mb"] > size:
+                found = f"the smallest found has {smallest.scores['size_mb']:.3f} MB"
+                print(f"finalist_sizes_mb: no candidate for {target} is within {size:g} MB; {found}")
+        return best_within(feasible, config.finalist_sizes_mb, value) or [smallest]
+    if scorer.fitness:
+        return sorted(feasible, key=lambda c: (fitness(c.scores), c.id))[: config.n_finalists]
+    costs = {score: bound for score, bound in scorer.bounds(target).items() if score in search.cost_bounds}
+    near = near_budget(front, costs, config.n_finalists, config.finalist_share)
+    return spread(near, scorer.names(target), config.n_finalists)
 
 
 def _on(target: str, entry: Mapping[str, Any]) -> dict[str, Any]:

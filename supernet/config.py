@@ -63,6 +63,7 @@ class SearchConfig:
     sensitivity: Any
     n_measured: int
     n_finalists: int
+    finalist_sizes_mb: list[float]
     finalist_share: float
     prompt: str
     evolution: Any

@@ -212,8 +212,8 @@ def test_loggers_build(group, name, tmp_path):
 
 @each("evolution")
 def test_strategies_build(group, name):
-    space = SearchSpace([Gene("w", (1, 2), "width")])
-    strategy = build(search(f"evolution={name}").evolution)(space, ["loss"], [], 0, lambda genome: True)
+    space = SearchSpace([Gene("w", (1, 2), "width"), Gene("f", ("Q4_0", "F16"), "format")])
+    strategy = build(search(f"evolution={name}").evolution)(space, ["loss"], evaluations=10)
     assert isinstance(strategy, Evolution)
 
 

@@ -1,6 +1,8 @@
 """Strategies, one a file. Their settings are in `conf/evolution/NAME.yaml`."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from search.evolution import Evolution
 
@@ -13,8 +15,6 @@ def shipped(name: str) -> Callable[..., Evolution]:
     Raises:
         UserError: there is no such strategy.
     """
-    from omegaconf import OmegaConf
-
     from supernet.config import CONF, build
     from supernet.errors import UserError
 
@@ -22,6 +22,16 @@ def shipped(name: str) -> Callable[..., Evolution]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise UserError(f"evolution={name}: no such strategy; there are {known}")
-    settings = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(settings, dict)
-    return build({key: value for key, value in settings.items() if key != "defaults"})
+    settings: dict[str, Any] = {}
+    settings = _settings(path)
+    del settings["defaults"]
+    return build(settings)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return the settings of a file, those of a strategy among its defaults included."""
+    from omegaconf import OmegaConf
+
+    own: Any = OmegaConf.to_container(OmegaConf.load(path))
+    based = [name for name in own["defaults"] if isinstance(name, str) and name != "_self_"]
+    return {key: value for name in based for key, value in _settings(path.with_stem(name)).items()} | own

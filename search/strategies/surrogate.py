@@ -10,7 +10,6 @@ import numpy as np
 
 from search.candidate import Candidate, Proposal
 from search.evolution import Breeding
-from search.operators import difference
 from supernet.errors import UserError
 from supernet.genes import Genome
 
@@ -116,7 +115,7 @@ class Surrogate(Breeding):
         """Return a child of members of the pool as one of their parents, which were evaluated."""
         between = [imagined[i].lineage for i in child.lineage.parents]
         parents = tuple(dict.fromkeys(i for lineage in between for i in lineage.parents))
-        changed = difference(self.space, genomes[parents[0]], child.genome) if parents else ()
+        changed = self._changed(genomes[parents[0]], child.genome) if parents else ()
         operator = f"{between[0].operator}, {child.lineage.operator}"
         return Proposal(child.genome, replace(child.lineage, operator=operator, parents=parents, changed=changed))
 

@@ -368,7 +368,9 @@ def test_settings_that_make_no_sense_are_refused(name, settings, message):
 
 
 def test_a_strategy_that_is_not_shipped_is_refused():
-    with pytest.raises(UserError, match="evolution=annealing: no such strategy; there are aging, level_switch"):
+    with pytest.raises(
+        UserError, match="evolution=annealing: no such strategy; there are aging, formats, level_switch"
+    ):
         shipped("annealing")
 
 

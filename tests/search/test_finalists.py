@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from search.candidate import Candidate, Lineage
-from search.finalists import Judge, near_budget, spread
+from search.finalists import Judge, best_within, near_budget, spread
 from supernet.losses import evaluate
 from supernet.subnet import extract
 
@@ -52,6 +52,16 @@ def test_no_candidate_is_chosen_twice():
     for n in range(1, 11):
         chosen = ids(spread(LINE, OBJECTIVES, n))
         assert len(set(chosen)) == n == len(chosen)
+
+
+def test_each_size_gets_the_best_that_is_no_larger():
+    def loss(candidate):
+        return candidate.scores["loss"]
+
+    assert ids(best_within(LINE, [0.0, 4.5, 10.0], loss)) == [10, 6, 0]
+    assert ids(best_within(LINE, [4.0, 4.9, 3.0], loss)) == [6, 7]  # who is best for two, once
+    assert ids(best_within(front((1.0, 3.0), (1.0, 2.0)), [5.0], loss)) == [1]  # of equals the smallest
+    assert best_within(LINE[:5], [5.5], loss) == []
 
 
 def test_equal_scores_are_different_candidates():
