@@ -39,7 +39,9 @@ class Method:
 
 METHODS = {
     "joint": Method("joint"),
-    "sequential": Method("structure", ("evolution=sequential",)),
+    "sequential": Method(
+        "structure", ("evolution=sequential", "first_population.gate_samples=0", "first_population.sensitivity=0")
+    ),
     "structure only": Method("structure", ("evolution=structure",)),
     "formats only": Method("alone", ("evolution=sensitivity", "first_population=sensitivity")),
 }

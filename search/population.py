@@ -35,7 +35,7 @@ def first_population(
             shrunk until they do.
         size: how many proposals at most.
         seed: of the search.
-        gate_samples: drawn from each set of gates.
+        gate_samples: drawn from each set of gates, beside its mode; 0: not even that.
         random: how many are drawn at random.
         sensitivity: how many solutions are asked for.
         solutions: returns up to so many, with labels, within the budget; None where no sensitivity was measured.
@@ -47,6 +47,8 @@ def first_population(
     rng = generator(seed, "first population")
     budgets = [f"{b:g} MB" for b in gates["budgets_mb"]] + [f"{b:g} ms" for b in gates.get("budgets_ms", ())]
     for budget, mode, rows in zip(budgets, gates["modes"], sets, strict=False):
+        if not gate_samples:
+            break
         genome = shrink(space, space.check(mode), fits, rng)
         proposals.append(Proposal(genome, Lineage(0, f"gates mode {budget}", seed=seed)))
         probabilities = dict(zip(gates["genes"], rows, strict=True))
