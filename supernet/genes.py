@@ -184,12 +184,8 @@ class SearchSpace:
     def sample_spread(self, rng: np.random.Generator, kept: float = 0.0) -> Genome:
         """Draw a genome whose mean level is uniform: the level of each kind first, then genes around it.
 
-        Independent draws have a mean that hardly varies with many genes, so extreme budgets would never
-        be seen (LLM-QFA, arXiv 2405.20202, section 3.3).
-
-        Args:
-            rng: of this draw.
-            kept: least share of switches that are on, in the mean.
+        Independent draws have a mean that hardly varies with many genes, so extreme budgets would never be seen
+        (LLM-QFA, arXiv 2405.20202, section 3.3). At least a share `kept` of the switches is on, in the mean.
         """
         level = {kind: rng.random() for kind in ("width", "format", "switch")}
         level["switch"] = kept + (1 - kept) * level["switch"]
@@ -212,18 +208,22 @@ class SearchSpace:
         return SearchSpace([replace(g, choices=g.choices[(k := lowest(g)) :], groups=g.groups[k:]) for g in self.genes])
 
     def with_format(self, genome: Genome, name: str) -> Genome:
-        """Return the genome with every format gene set to the format `name`.
+        """Return the genome with every format gene that has a choice set to the format `name`.
 
         Raises:
-            UserError: a format gene does not offer it.
+            UserError: such a gene does not offer it.
         """
-        return self.replace(genome, lambda gene, index: gene.index(name) if gene.kind == "format" else index)
+        return self.replace(genome, lambda gene, index: gene.index(name) if gene in self._formats else index)
+
+    @cached_property
+    def _formats(self) -> tuple[Gene, ...]:
+        return tuple(gene for gene in self.genes if gene.kind == "format" and len(gene.choices) > 1)
 
     @property
     def uniform_formats(self) -> tuple[str, ...]:
-        """The formats every format gene offers, in ascending cost."""
-        formats = [gene.choices for gene in self.genes if gene.kind == "format"]
-        return tuple(str(name) for name in formats[0] if all(name in choices for choices in formats))
+        """The formats that every format gene with a choice offers, in ascending cost."""
+        names = self._formats[0].choices if self._formats else ()
+        return tuple(str(name) for name in names if all(name in gene.choices for gene in self._formats))
 
     def decode(self, genome: Genome) -> Architecture:
         """Return the architecture of a genome."""

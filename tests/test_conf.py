@@ -88,7 +88,7 @@ def plain():
 def test_no_file_is_left_out():
     """A new group needs a test of its own here."""
     groups = {path.parent.name for path in CONF.rglob("*.yaml") if path.parent != CONF}
-    assert groups == {*TRAIN_GROUPS, *SEARCH_GROUPS, "block", "experiment", "objective", "target", "fitness"}
+    assert groups == {*TRAIN_GROUPS, *SEARCH_GROUPS, "block", "experiment", "formats", "objective", "target", "fitness"}
     assert {path.stem for path in CONF.glob("*.yaml")} == ROOT_FILES
 
 
@@ -123,6 +123,17 @@ def test_experiments_build(group, name):
     tokens = torch.zeros(1, 3, dtype=torch.int64, device="meta")
     logits = supernet(tokens, supernet.space.decode(supernet.space.smallest))
     assert logits.shape == (1, 3, vocab_size)
+
+
+@each("formats")
+def test_families_of_formats_build(group, name):
+    """A family replaces the formats of every projection, and what it offers all of them is a baseline."""
+    config = train("+experiment=llama_like", f"+formats={name}", "gates.budgets_mb=[]")
+    with torch.device("meta"):
+        supernet = build_supernet(OmegaConf.to_container(config.model), 64)
+    usual = train("+experiment=llama_like").model.blocks
+    assert all(config.model.blocks[b][k] != v for b in usual for k, v in usual[b].items() if k.endswith("_formats"))
+    assert len(supernet.space.uniform_formats) > 1
 
 
 @each("model")
