@@ -25,6 +25,7 @@ class Change:
     search: tuple[str, ...] = ()
 
 
+LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 CHANGES = {
     "as shipped": Change(),
     "no gates as seeds": Change(search=("first_population.gate_samples=0",)),
@@ -34,9 +35,9 @@ CHANGES = {
     "no mean level first": Change(train=("schedule.spread=false",)),
     "formats opened high to low": Change(train=("schedule.inherit=0.5",)),
     "activations emulated": Change(train=("model.emulate_activations=true", "model.kv_format=F16")),
-    "scales by absolute maximum": Change(train=("model.scales={Q2_K:absmax,Q3_K:absmax,Q4_0:absmax}",)),
-    "scales by least squares": Change(train=("model.scales={Q2_K:mse,Q3_K:mse,Q4_0:mse}",)),
-    "scales learned": Change(train=("model.scales={Q2_K:learned,Q3_K:learned,Q4_0:learned}",)),
+    "no order of importance": Change(train=("schedule.order=false",)),
+    "scales by least squares": Change(train=tuple(f"model.scales.{name}=mse" for name in LOW_BITS)),
+    "scales learned": Change(train=tuple(f"model.scales.{name}=learned" for name in LOW_BITS)),
 }
 
 

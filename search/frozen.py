@@ -12,11 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from supernet.elastic import Block, ElasticLinear, Extent, Linear, Matrix, under
+from supernet.elastic import ElasticLinear, Extent, under
 from supernet.formats import F32
 from supernet.genes import Architecture
 from supernet.inventory import Choice
 from supernet.model import Supernet
+from supernet.plain import Block, Linear, Matrix
 
 
 class FrozenElasticLinear(ElasticLinear):

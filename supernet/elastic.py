@@ -9,20 +9,22 @@ that is one-hot computes what the hard choice computes.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from supernet.errors import UserError
-from supernet.formats import F32, Encoded, Fitting, WeightFormat, format_named
-from supernet.formats.activations import check_kv_format, rounded
+from supernet.formats import F32, Fitting, WeightFormat, format_named
+from supernet.formats.activations import check_kv_format
 from supernet.genes import Gene, Value
 from supernet.inventory import Choice, Choices, Inventory
+from supernet.plain import Block, Linear, Matrix, RMSNorm
 
+Reordering = tuple[nn.Parameter, Callable[[Tensor], Tensor]]  # a weight, and what puts it in order
 Extent = int | Tensor  # how much of an axis is in use: a prefix's length, or a mask over the axis
 
 
@@ -38,69 +40,6 @@ def extent(choice: Choice, widths: Sequence[int]) -> Extent:
 def under(choices: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Return the choices of the genes below `prefix`, under their local names."""
     return {name[len(prefix) :]: choice for name, choice in choices.items() if name.startswith(prefix)}
-
-
-class Matrix(NamedTuple):
-    """A weight (out, in) as the runtime sees it, and what that rounds the inputs of a product to (F32: nothing)."""
-
-    weight: Tensor
-    activations: str = F32.name
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the product (..., out) with x (..., in)."""
-        return F.linear(rounded(x, self.activations), self.weight)
-
-
-def project(x: Tensor, *matrices: Matrix) -> list[Tensor]:
-    """Return the products of x (..., in) with matrices in one format: x is rounded once."""
-    x = rounded(x, matrices[0].activations)
-    return [F.linear(x, matrix.weight) for matrix in matrices]
-
-
-class Linear(nn.Module):
-    """A plain projection whose weight (out, in) is stored in a format, with learned factors on its scales or not.
-
-    Attributes:
-        activations: what the runtime rounds its inputs to, whatever becomes of `format`.
-        emulated: whether that is done here.
-    """
-
-    def __init__(self, weight: Tensor, weight_format: WeightFormat, log_factors: Tensor | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=torch.is_grad_enabled())
-        self.format, self.activations, self.emulated = weight_format, weight_format.activations, False
-        learned = None if log_factors is None else nn.Parameter(log_factors, requires_grad=torch.is_grad_enabled())
-        self.register_parameter("log_factors", learned)
-
-    def effective(self) -> Matrix:
-        """Return the weight (out, in) as the runtime will see it."""
-        weight = self.format.fake_quantize(self.weight, self.log_factors)
-        return Matrix(weight, self.activations if self.emulated else F32.name)
-
-    @torch.no_grad()
-    def encoded(self) -> Encoded:
-        """Return what is stored of the weight: codes (out, in), then scales."""
-        factors = None if self.log_factors is None else self.log_factors.float().exp()
-        return self.format.encode(self.weight.float(), factors)
-
-    @torch.no_grad()
-    def freeze(self) -> None:
-        """Round the weight to its format, once; from then on it is used as it is."""
-        self.weight.copy_(self.format.decode(*self.encoded()))
-        self.format, self.log_factors = F32(), None
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a gain (arXiv 1910.07467)."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=torch.is_grad_enabled())
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize x (..., d_model)."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class ElasticLinear(nn.Module):
@@ -223,14 +162,6 @@ class ElasticRMSNorm(nn.Module):
         return RMSNorm(self.weight[:width].detach().clone(), self.eps)
 
 
-class Block(nn.Module, ABC):
-    """What one part of a plain layer adds to the residual stream: `x + block(x)`."""
-
-    @abstractmethod
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the update (batch, tokens, d_model) for x; `rope` is (cos, sin), each (tokens, head_dim)."""
-
-
 class ElasticModule(nn.Module, ABC):
     """One part of an elastic layer: declares its genes and obeys them.
 
@@ -262,6 +193,14 @@ class ElasticModule(nn.Module, ABC):
     @abstractmethod
     def stand_in(self, width: Mapping[int, Any]) -> Inventory:
         """Return what the zero tensors hold that a runtime needs in a dropped block's place."""
+
+    @abstractmethod
+    def ordered(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[list[int], list[Reordering]]:
+        """Return what puts the parts that prefixes are made of in order of importance for x, the most important first.
+
+        Returns:
+            Their places before, in the new order; and each weight with the function that reorders it.
+        """
 
     @abstractmethod
     def intermediates(self, choice: Choices) -> dict[int, Any]:

@@ -24,6 +24,7 @@ class Schedule:
     Attributes:
         alone_steps: steps of the largest net in full precision.
         joint_steps: steps after that, gate steps included.
+        order: put channels and heads in order of importance between the two.
         n_sampled: subnets sampled in a sandwich step, beside largest and smallest.
         smallest_every: the smallest net trains in every n-th sandwich step.
         vary: kinds of genes that the smaller nets differ in; the others keep the largest net's choice.
@@ -44,6 +45,7 @@ class Schedule:
 
     alone_steps: int
     joint_steps: int
+    order: bool
     n_sampled: int
     smallest_every: int
     vary: tuple[Kind, ...]

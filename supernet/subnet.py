@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from supernet.elastic import Block, Linear, RMSNorm, under
+from supernet.elastic import under
 from supernet.genes import Genome
 from supernet.model import Supernet, rope_table
+from supernet.plain import Block, Linear, RMSNorm
 
 
 @dataclass(frozen=True)

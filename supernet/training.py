@@ -20,6 +20,7 @@ from supernet.hardware import HardwareModel, in_every_format
 from supernet.inventory import Choices
 from supernet.losses import distillation_loss, next_token_loss
 from supernet.model import Supernet
+from supernet.ordering import order_by_importance
 from supernet.randomness import derive
 from supernet.sandwich import Schedule
 
@@ -92,11 +93,14 @@ class SupernetTraining(L.LightningModule):
         return optimizer
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rates of this step (the gates' stays) and who gets gradients."""
+        """Set the learning rates of this step (the gates' stays) and who gets gradients; order what widths cut."""
         step = self.global_step
         optimizer = self.trainer.optimizers[0]
         for group in optimizer.param_groups[:2]:
             group["lr"] = group["highest_lr"] * self.schedule.lr_factor(step)
+        if step == self.schedule.alone_steps and self.schedule.order:
+            tokens = self.trainer.strategy.broadcast(batch)[:, :-1]  # all processes order alike
+            order_by_importance(self.supernet, tokens, optimizer)
         is_gate_step = self.schedule.kind(step) == "gates"
         self.supernet.requires_grad_(not is_gate_step)
         self.gates.requires_grad_(is_gate_step)

@@ -17,6 +17,8 @@ FORMATS = {name for name in FILES if name.startswith("supernet.formats")}
 FOUNDATIONS = {"supernet.errors", "supernet.randomness", "supernet.files", "supernet.genes"} | FORMATS
 EVOLUTION = {"search.candidate", "search.fitness", "search.operators", "search.subspace"}
 
+PARTS = {"supernet.inventory", "supernet.plain"}
+
 # module -> the only modules of ours that it may import, directly or not
 LAYERS = {
     "supernet.errors": set(),
@@ -25,12 +27,13 @@ LAYERS = {
     "supernet.genes": {"supernet.errors"},
     "supernet.formats": {"supernet.errors"} | FORMATS,
     "supernet.inventory": FOUNDATIONS,
-    "supernet.elastic": FOUNDATIONS | {"supernet.inventory"},
+    "supernet.plain": FOUNDATIONS,
+    "supernet.elastic": FOUNDATIONS | PARTS,
     "supernet.gates": FOUNDATIONS,
     "supernet.sandwich": FOUNDATIONS,
     "supernet.losses": FOUNDATIONS,
-    "supernet.model": FOUNDATIONS | {"supernet.inventory", "supernet.elastic", "supernet.gates"},
-    "supernet.subnet": FOUNDATIONS | {"supernet.inventory", "supernet.elastic", "supernet.gates", "supernet.model"},
+    "supernet.model": FOUNDATIONS | PARTS | {"supernet.elastic", "supernet.gates"},
+    "supernet.subnet": FOUNDATIONS | PARTS | {"supernet.elastic", "supernet.gates", "supernet.model"},
     "search.candidate": FOUNDATIONS,
     "search.fitness": FOUNDATIONS,
     "search.subspace": FOUNDATIONS,
@@ -125,7 +128,7 @@ def test_blocks_are_injected():
     for module in ("supernet.model", "supernet.subnet", "supernet.elastic", "supernet.training", "supernet.run"):
         assert not {name for name in reached(module) if name.startswith("supernet.blocks")}, module
     for module in below("supernet.blocks"):
-        assert reached(module) <= FOUNDATIONS | {"supernet.inventory", "supernet.elastic"}, module
+        assert reached(module) <= FOUNDATIONS | PARTS | {"supernet.elastic"}, module
 
 
 def test_targets_and_objectives_know_no_stage():

@@ -16,9 +16,9 @@ from gguf import GGUFReader, GGUFWriter, TokenType
 from search.targets.packing import KV_VALUES_KEY, PACKERS
 from supernet.blocks.attention import Attention, zero_attention
 from supernet.blocks.swiglu import SwiGLU, zero_swiglu
-from supernet.elastic import Linear, RMSNorm
 from supernet.errors import UserError
 from supernet.files import replacing
+from supernet.plain import Linear, RMSNorm
 from supernet.subnet import Decoder
 from supernet.tokenizer import END_OF_TEXT
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from supernet.blocks.attention import Attention
     from supernet.blocks.swiglu import SwiGLU
-    from supernet.elastic import Linear, RMSNorm
+    from supernet.plain import Linear, RMSNorm
     from supernet.subnet import Decoder
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -219,7 +219,7 @@ def _modules(decoder: Decoder) -> Iterator[tuple[str, Linear | RMSNorm]]:
 
 def _value(module: Linear | RMSNorm) -> Tensor:
     """Return the weight, rounded to what the format of a matrix can hold."""
-    from supernet.elastic import RMSNorm
+    from supernet.plain import RMSNorm
 
     return module.weight.detach() if isinstance(module, RMSNorm) else module.format.decode(*module.encoded())
 

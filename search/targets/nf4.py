@@ -16,7 +16,7 @@ from supernet.genes import Value
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from supernet.elastic import Linear, RMSNorm
+    from supernet.plain import Linear, RMSNorm
 
 FORMATS = ("NF4", "F16")
 EMBEDDING = "model.embed_tokens"
@@ -53,7 +53,7 @@ def packed(name: str, module: Linear | RMSNorm) -> dict[str, Tensor] | None:
     """
     import torch
 
-    from supernet.elastic import RMSNorm
+    from supernet.plain import RMSNorm
     from supernet.formats.bitsandbytes import NF4_VALUES
 
     if isinstance(module, RMSNorm) or module.format.name == "F16":

@@ -7,24 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from supernet.elastic import (
-    Block,
-    ElasticLinear,
-    ElasticModule,
-    ElasticRMSNorm,
-    Extent,
-    Linear,
-    Matrix,
-    RMSNorm,
-    extent,
-    format_gene,
-    project,
-)
+from supernet.elastic import ElasticLinear, ElasticModule, ElasticRMSNorm, Extent, Reordering, extent, format_gene
 from supernet.errors import UserError
 from supernet.formats import Q4_0, Fitting, check_formats
 from supernet.formats.activations import rounded
 from supernet.genes import Gene, Value
 from supernet.inventory import Choices, Inventory, add, joint, matrices, mean, shares
+from supernet.plain import Block, Linear, Matrix, RMSNorm, project
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -45,12 +34,23 @@ def attend(
     kv_format: str | None,
 ) -> Tensor:
     """Causal self-attention of x (batch, tokens, d_model) under q, k, v and o, keys and values cached in a format."""
-    q_matrix, k_matrix, v_matrix, o_matrix = matrices
+    return matrices[3](mixed_heads(x, matrices[:3], rope, kv_heads, head_dim, kv_format))
+
+
+def mixed_heads(
+    x: Tensor,
+    matrices: tuple[Matrix, Matrix, Matrix],
+    rope: tuple[Tensor, Tensor],
+    kv_heads: int,
+    head_dim: int,
+    kv_format: str | None,
+) -> Tensor:
+    """Return what the output projection reads, (batch, tokens, heads * head_dim)."""
     heads_first = (x.shape[0], x.shape[1], -1, head_dim)
-    q, k, v = (each.view(heads_first).transpose(1, 2) for each in project(x, q_matrix, k_matrix, v_matrix))
+    q, k, v = (each.view(heads_first).transpose(1, 2) for each in project(x, *matrices))
     q, k, v = rotate(q, rope), rounded(rotate(k, rope), kv_format), rounded(v, kv_format)
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != kv_heads)
-    return o_matrix(mixed.transpose(1, 2).flatten(2))
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Attention(Block):
@@ -186,6 +186,29 @@ class ElasticAttention(ElasticModule):
         add(found, matrices((mean(heads) + 2 * kv) * self.head_dim, width, qkv))
         add(found, matrices(mean(width), joint(heads, {self.head_dim: 1.0}), o))
         return found
+
+    def ordered(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[list[int], list[Reordering]]:
+        """Return the heads in the order of the mean norm of what each adds to the residual stream.
+
+        Key-value heads move with their query heads, by the sum over these; query heads move within their group.
+        """
+        kv, per_kv, head_dim = self.kv_heads[-1], self.heads_per_kv[-1], self.head_dim
+        q, k, v = (Matrix(p.weight.flatten(0, -2)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        mixed = mixed_heads(self.norm(x, x.shape[-1]), (q, k, v), rope, kv, head_dim, None)
+        added = torch.einsum("btgjc,dgjc->btgjd", mixed.unflatten(-1, (kv, per_kv, head_dim)), self.o_proj.weight)
+        score = added.norm(dim=-1).flatten(0, 1).mean(0)
+        groups = score.sum(1).argsort(descending=True, stable=True)
+        heads = score[groups].argsort(dim=1, descending=True, stable=True)
+
+        def query(w: Tensor) -> Tensor:
+            return w[groups.unsqueeze(1), heads]
+
+        def output(w: Tensor) -> Tensor:
+            return w[:, groups.unsqueeze(1), heads]
+
+        projections = (self.q_proj, query), (self.k_proj, lambda w: w[groups]), (self.v_proj, lambda w: w[groups])
+        weights = [(p.weight, put) for p, put in (*projections, (self.o_proj, output))]
+        return (groups.unsqueeze(1) * per_kv + heads).flatten().tolist(), weights
 
     def intermediates(self, choice: Choices) -> dict[int, Any]:
         """Return the sizes of q, k, v and the mixed values together."""

@@ -7,23 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from supernet.elastic import (
-    Block,
-    ElasticLinear,
-    ElasticModule,
-    ElasticRMSNorm,
-    Extent,
-    Linear,
-    Matrix,
-    RMSNorm,
-    extent,
-    format_gene,
-    project,
-)
+from supernet.elastic import ElasticLinear, ElasticModule, ElasticRMSNorm, Extent, Reordering, extent, format_gene
 from supernet.errors import UserError
 from supernet.formats import Q4_0, Fitting, check_formats
 from supernet.genes import Gene, Value
 from supernet.inventory import Choices, Inventory, add, matrices, mean, shares
+from supernet.plain import Block, Linear, Matrix, RMSNorm, project
 
 STAND_IN_WIDTH = 32  # the narrowest that Q4_0 can store
 
@@ -132,6 +121,16 @@ class ElasticSwiGLU(ElasticModule):
         add(found, matrices(2 * mean(hidden), width, gate_up))
         add(found, matrices(mean(width), hidden, down))
         return found
+
+    def ordered(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[list[int], list[Reordering]]:
+        """Return the hidden channels in the order of mean magnitude times norm of the weights that read them."""
+        x = self.norm(x, x.shape[-1])
+        hidden = F.silu(F.linear(x, self.gate_proj.weight)) * F.linear(x, self.up_proj.weight)
+        score = hidden.abs().flatten(0, -2).mean(0) * self.down_proj.weight.norm(dim=0)
+        order = score.argsort(descending=True, stable=True)
+        rows, columns = (lambda w: w[order]), (lambda w: w[:, order])
+        weights = (self.gate_proj.weight, rows), (self.up_proj.weight, rows), (self.down_proj.weight, columns)
+        return order.tolist(), list(weights)
 
     def intermediates(self, choice: Choices) -> dict[int, Any]:
         """Return the sizes of gate, up and their product together."""

@@ -9,6 +9,7 @@ from supernet.sandwich import Schedule
 SCHEDULE = Schedule(
     alone_steps=10,
     joint_steps=40,
+    order=True,
     n_sampled=2,
     smallest_every=2,
     vary=("width", "switch", "format"),

@@ -35,6 +35,7 @@ def training_of(supernet, budgets, gate_every=2):
     schedule = Schedule(
         alone_steps=2,
         joint_steps=60,
+        order=True,
         n_sampled=1,
         smallest_every=2,
         vary=("width", "switch", "format"),
