@@ -54,10 +54,18 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=400)
     arguments = parser.parse_args()
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
+    rows = [*_recorded({(row["seed"], row["change"]) for row in rows}), *rows]
     content = {"settings": vars(arguments), "rows": rows, "effects": _effects(rows)}
     record("ablation", content)
     with replacing(RESULTS / "ablation.md") as temporary:
         temporary.write_text(_markdown(content["effects"]), encoding="utf-8")
+
+
+def _recorded(again: set[tuple[int, str]]) -> list[dict[str, Any]]:
+    """Return the rows of earlier calls, but for those that there are again."""
+    path = RESULTS / "ablation.json"
+    rows = read_json(path)["rows"] if path.exists() else []
+    return [row for row in rows if (row["seed"], row["change"]) not in again]
 
 
 def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
@@ -68,7 +76,7 @@ def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     grid = Grid(argparse.Namespace(**{**vars(arguments), **options}), seed)
     grid.train_supernet()
     settings = grid.search_settings(f"ablation {slug}", Method("joint", change.search))
-    run_script("search.py", *settings, "finetune.baselines=false")
+    run_script("search.py", *settings)
     folder = ROOT / next(s for s in settings if s.startswith("run=")).removeprefix("run=")
     entry = read_json(folder / "search" / f"ablation_{slug}" / "finalists.json")["targets"]["llama_cpp"]["finalists"][0]
     table = read_json(folder / "supernet" / "summary.json")["table"]

@@ -40,7 +40,13 @@ class Method:
 METHODS = {
     "joint": Method("joint"),
     "sequential": Method(
-        "structure", ("evolution=sequential", "first_population.gate_samples=0", "first_population.sensitivity=0")
+        "structure",
+        (
+            "evolution=sequential",
+            "evolution.structures=12",
+            "first_population.gate_samples=0",
+            "first_population.sensitivity=0",
+        ),
     ),
     "structure only": Method("structure", ("evolution=structure",)),
     "formats only": Method("alone", ("evolution=sensitivity", "first_population=sensitivity")),
@@ -68,7 +74,9 @@ def main() -> None:
     grids = [Grid(arguments, seed) for seed in seeds]
     done = [grid for grid in grids if grid.finished]
     content = headline_table.summary(
-        [row for grid in done for row in grid.rows()], [grid.costs() for grid in done], arguments.budgets
+        [row for grid in done for row in grid.rows()],
+        [grid.costs() for grid in done if "joint" in grid.methods],
+        arguments.budgets,
     )
     record(arguments.name, {"settings": vars(arguments), "seeds": [grid.seed for grid in done], **content})
     headline_table.write(arguments.name, content)
@@ -109,7 +117,7 @@ class Grid:
         if self.seed == 0:  # a second point of loss against FLOPs, for the cost of the whole
             self._train_alone("shorter", 0.6)
         for name, method in self.methods.items():
-            run_script("search.py", *self.search_settings(name, method), "finetune.baselines=false")
+            run_script("search.py", *self.search_settings(name, method))
         self.rivals()
 
     @property
@@ -158,16 +166,17 @@ class Grid:
             f"finalist_sizes_mb={self.sizes_mb}".replace(" ", ""),
             f"finetune.steps={a.tune_steps}",
             "finetune.equal_flops=true",
+            f"budget.size_mb={max(self.sizes_mb)}",
+            "finalist_share=0.9",  # of the smallest size: what is smaller is of no use
+            "baselines=false",
             "n_measured=1",
             *method.settings,
         ]
 
     def rivals(self) -> list[dict[str, Any]]:
-        """Return the nets that nothing is searched for, in all sizes they come in."""
+        """Return the nets that nothing is searched for, in all sizes they come in, and the one in F16."""
         wanted = [name for name in RIVALS if name in self.arguments.methods]
-        if not wanted:
-            return []
-        settings = self.search_settings("uniform", Method("alone", ("evolution=uniform", "finetune.baselines=true")))
+        settings = self.search_settings("uniform", Method("alone", ("evolution=uniform",)))
         return rivals(compose("search", *settings), self.folder("alone") / "search" / "uniform", wanted)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -175,15 +184,14 @@ class Grid:
         entries = {name: self._finalists(name, method) for name, method in self.methods.items()}
         for entry in self.rivals():
             entries.setdefault(entry["method"], []).append(entry)
-        reference = next(e for e in entries.pop("F16") if e["name"] == "largest F16")
+        (reference,) = entries.pop("F16")
         rows = []
         for method, nets in entries.items():
             for share, size in zip(self.arguments.budgets, self.sizes_mb, strict=True):
                 within = [net for net in nets if net["bytes"] <= size * MB + 0.5]
                 best = min(within, key=lambda net: net["selected_by"], default=None)
-                rows.append(
-                    {"method": method, "budget": share, "seed": self.seed, **headline_table.cell(best, reference)}
-                )
+                cell = headline_table.cell(best, reference)
+                rows.append({"method": method, "budget": share, "seed": self.seed, **cell})
         whole = headline_table.cell(reference, reference)
         return [*rows, {"method": "F16", "budget": 100.0, "seed": self.seed, **whole}]
 

@@ -8,7 +8,7 @@ from headline_table import net
 
 from search.session import opened
 from search.shipping import Shipyard
-from search.targets.gguf_file import tensor_bytes
+from search.targets.gguf_file import load_weights, tensor_bytes
 from search.targets.llama_cpp import LlamaCpp
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
@@ -18,7 +18,7 @@ from supernet.subnet import Decoder
 # llama.cpp's mixes of formats, and those that give all matrices the same one.
 KINDS = [("Q2_K", True), ("Q2_K", False), ("Q3_K_S", True), ("Q3_K_M", False), ("Q4_K_M", False), ("Q5_K_M", False)]
 KINDS += [("Q6_K", False), ("Q8_0", False)]
-REFERENCE = "largest F16"
+REFERENCE, TARGET = "largest F16", "llama_cpp"
 
 
 def rivals(config: Any, folder: Path, wanted: list[str]) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def rivals(config: Any, folder: Path, wanted: list[str]) -> list[dict[str, Any]]
         found = [net("F16", _on(yard.baseline(REFERENCE, named.pop(REFERENCE))))]
         if "uniform QAT" in wanted:
             found += [net("uniform QAT", _on(yard.baseline(name, genome))) for name, genome in named.items()]
-        decoder = _load(yard, folder)
+        decoder = _load(yard, yard.baseline(REFERENCE, yard.space.largest), folder)
         if "uniform PTQ" in wanted:
             found += [_rounded(yard, folder, decoder, name.split()[-1]) for name in named]
         if "llama.cpp" in wanted:
@@ -45,41 +45,50 @@ def rivals(config: Any, folder: Path, wanted: list[str]) -> list[dict[str, Any]]
 
 
 def _on(entry: dict[str, Any]) -> dict[str, Any]:
-    return {**entry, **entry["on"]["llama_cpp"]}
+    return {**entry, **entry["on"][TARGET]}
 
 
-def _load(yard: Shipyard, folder: Path) -> Decoder:
-    """Return the largest net in F16, fine-tuned."""
+def _load(yard: Shipyard, entry: dict[str, Any], folder: Path) -> Decoder:
+    """Return the largest net in F16: fine-tuned, unless that made it worse."""
     from safetensors.torch import load_file
 
     decoder = yard.inherited(yard.space.largest)
-    decoder.load_state_dict(load_file(folder / "nets" / REFERENCE.replace(" ", "_") / "model.safetensors"))
+    if entry["fine_tuned"]["valid_loss"] < entry["inherited"]["valid_loss"]:
+        decoder.load_state_dict(load_file(folder / "nets" / REFERENCE.replace(" ", "_") / "model.safetensors"))
     return decoder
 
 
+def _entry(yard: Shipyard, name: str, decoder: Decoder, size_mb: float, measured: Any) -> dict[str, Any]:
+    scores = yard.judge.scores(yard.as_run(decoder))
+    return {"name": name, "inherited": scores, "fine_tuned": None, "measured": measured, "scores": {"size_mb": size_mb}}
+
+
 def _rounded(yard: Shipyard, folder: Path, trained: Decoder, name: str) -> dict[str, Any]:
-    """Return the net rounded to a format after training."""
+    """Return the net rounded to a format after training, its scales fitted in the way that is better on `valid`."""
     work = folder / "rounded" / name
     done = work / "entry.json"
     if not done.exists():
-        decoder = copy.deepcopy(trained)
-        for linear in decoder.linears():
-            linear.format = format_named(name, "mse" if format_named(name).part else "absmax")
-        scores = yard.judge.scores(copy.deepcopy(decoder).freeze_formats())
-        target = yard.targets["llama_cpp"]
-        measured = yard.measure(target, decoder, work)
-        write_json(done, {"name": name, "inherited": scores, "fine_tuned": None, "measured": measured})
+        size_mb = yard.scorer.known(yard.space.with_format(yard.space.largest, name))["size_mb"]
+        entries = []
+        for fitting in ("absmax", "mse") if format_named(name).part else ("absmax",):
+            decoder = copy.deepcopy(trained)
+            for linear in decoder.linears():
+                linear.format = format_named(name, fitting)
+                linear.activations = linear.format.activations
+            measured = yard.measure(yard.targets[TARGET], decoder, work / fitting)
+            entries.append(_entry(yard, name, decoder, size_mb, measured))
+        write_json(done, min(entries, key=lambda e: e["inherited"]["valid_loss"]))
     return net("uniform PTQ", read_json(done))
 
 
 def _requantized(yard: Shipyard, folder: Path, trained: Decoder) -> list[dict[str, Any]]:
-    """Return what llama.cpp makes of the net in F16, judged in llama.cpp on the same rows."""
-    target = yard.targets["llama_cpp"]
+    """Return what llama.cpp makes of the net in F16, judged as all others are."""
+    target = yard.targets[TARGET]
     assert isinstance(target, LlamaCpp)
     if target.available() is not None:
         return []
     work, found = folder / "llama_cpp", []
-    whole = work / "model.gguf"
+    whole = work / target.file_name
     if not whole.exists():
         assert all(isinstance(linear.format, F16) for linear in trained.linears())
         target.export(trained, yard.trained.tokenizer_json, work)
@@ -87,21 +96,12 @@ def _requantized(yard: Shipyard, folder: Path, trained: Decoder) -> list[dict[st
         name = f"{kind}{' pure' if pure else ''}"
         done = work / f"{name.replace(' ', '-')}.json"
         if not done.exists():
-            write_json(done, _judged(target, yard, whole, kind, pure, name))
-        entry = read_json(done)
-        if entry["measured"] is not None:
-            found.append(net("llama.cpp", entry))
+            try:
+                path = target.requantize(whole, kind, work, pure=pure)
+            except UserError as error:
+                print(f"llama.cpp, {name}: {error}")
+                continue
+            decoder = load_weights(copy.deepcopy(trained), path)
+            write_json(done, _entry(yard, name, decoder, tensor_bytes(path) / MB, target.measure(path)))
+        found.append(net("llama.cpp", read_json(done)))
     return found
-
-
-def _judged(target: LlamaCpp, yard: Shipyard, whole: Path, kind: str, pure: bool, name: str) -> dict[str, Any]:
-    try:
-        path = target.requantize(whole, kind, whole.parent, pure=pure)
-    except UserError as error:
-        return {"name": name, "measured": None, "reason": str(error)}
-    splits = {}
-    for split, rows in (("valid", yard.judge.valid), ("test", yard.judge.test)):
-        scores = target.evaluate(path, rows.cpu().numpy())
-        splits |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
-    measured = {**target.measure(path), "size_mb": tensor_bytes(path) / MB}
-    return {"name": name, "inherited": splits, "fine_tuned": None, "measured": measured}

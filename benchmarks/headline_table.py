@@ -17,13 +17,17 @@ COLUMNS = ("bytes", "test_loss", "late_loss", "worst_slice_loss", "accuracy", "k
 
 
 def net(method: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Return what is compared of an entry of finalists.json, or of one like it."""
-    scores, measured = entry["fine_tuned"] or entry["inherited"], entry["measured"] or {}
+    """Return what is compared of an entry of finalists.json, or of one like it.
+
+    Its quality is the better on `valid` of before and after fine-tuning, for all methods alike.
+    """
+    scores = min((s for s in (entry["fine_tuned"], entry["inherited"]) if s), key=lambda s: s["valid_loss"])
+    measured = entry["measured"] or {}
     runtime, worst = entry.get("runtime_test"), scores.get("worst_slice") or {}
     return {
         "method": method,
         "name": entry["name"],
-        "bytes": round(entry.get("scores", measured)["size_mb"] * MB),
+        "bytes": round(entry["scores"]["size_mb"] * MB),
         "selected_by": scores["valid_loss"],
         "test_loss": scores["test_loss"],
         "late_loss": scores.get("late_loss"),

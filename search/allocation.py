@@ -241,7 +241,7 @@ def seeds(
     """
     costs, space = allocation.costs, allocation.space
     if budgets:
-        cheapest = costs(space.cheapest)
+        cheapest = costs(allocation.smallest)
         reached = [cheapest[name] / bound for name, bound in budgets.items() if bound]
         shares = np.geomspace(1.0, min(1.0, max(least, 1e-3, *reached)), n)
     else:
@@ -249,9 +249,13 @@ def seeds(
         shares = np.geomspace(1.0, costs(allocation.smallest)[unit] / budgets[unit], n + 2)[
             1:-1
         ]  # the ends are baselines
+    return solutions(allocation, [{name: float(share) * b for name, b in budgets.items()} for share in shares])
+
+
+def solutions(allocation: Allocation, budgets: Sequence[Mapping[str, float]]) -> list[tuple[str, Genome]]:
+    """Return (label, genome) for each of some budgets that can be met, bounds by names of costs; equals once."""
     found: dict[Genome, str] = {}
-    for share in shares:
-        bounds = {name: float(share) * bound for name, bound in budgets.items()}
+    for bounds in budgets:
         genome = allocation.solve(bounds)
         if genome is not None:
             label = ", ".join(f"{b:.3g} {UNITS.get(name.partition('@')[0], name)}" for name, b in bounds.items())

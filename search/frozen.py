@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from supernet.elastic import ElasticLinear, Extent, under
+from supernet.elastic import ElasticLinear, Extent, quantized_prefix, under
 from supernet.formats import F32
 from supernet.genes import Architecture
 from supernet.inventory import Choice
@@ -41,7 +41,8 @@ class FrozenElasticLinear(ElasticLinear):
             whole = (*n_out, *cut)
             matrix, learned = self.matrix(whole, self.weight.detach()), self.learned(whole, name)
             factors = None if learned is None else learned.detach().exp()
-            self.rounded[name, cut] = self.format(name).quantize(matrix, factors).reshape(*n_out, -1)
+            # What no multiple of the group holds, no choice in this format asks for.
+            self.rounded[name, cut] = quantized_prefix(self.format(name), matrix, factors).reshape(*n_out, -1)
         weight = self.rounded[name, cut]
         for axis, size in enumerate((*out, math.prod(int(size) for size in in_))):
             weight = weight.narrow(axis, 0, int(size))

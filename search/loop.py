@@ -41,7 +41,7 @@ def evolve(search: Search) -> list[Candidate]:
             rng = generator(config.seed, "ask", strategy.generation)
             proposals = strategy.ask(min(config.batch, config.evaluations - done), rng)
             if not proposals:
-                bar.write("the search space holds no further candidate within the budget")
+                bar.write(f"{done} candidates are all there are to ask for within the budget")
                 break
             # In order of genome, neighbors share their first layers, whose activations are reused.
             proposals = sorted(proposals, key=lambda p: p.genome)

@@ -26,7 +26,7 @@ from supernet.config import build, check, check_counts, job_name, plain
 from supernet.errors import UserError
 from supernet.fitting import check_trainer
 from supernet.formats import MB
-from supernet.genes import Genome
+from supernet.genes import Architecture, Genome, SearchSpace
 from supernet.hardware import MIN_PROBES
 from supernet.run import already_finished, claim, locked
 
@@ -147,9 +147,16 @@ class Search:
                 for target in scorer.targets
             ]
             different = [held[i] for i in range(len(held)) if held[i] not in held[:i]]
-            each = -(-n // len(different))
-            found = [seed for b in different for seed in allocation.seeds(program, b, self.config.finalist_share, each)]
-            return found[:n]
+            each, sizes = -(-n // len(different)), self.config.finalist_sizes_mb
+            asked = [{**b, "size_mb": size} for b in different for size in sizes]
+            found = allocation.solutions(program, asked)
+            if sizes:
+                different = [{**b, "size_mb": min(b.get("size_mb", math.inf), max(sizes))} for b in different]
+            share = min(sizes) / max(sizes) if sizes else self.config.finalist_share
+            found += [seed for b in different for seed in allocation.seeds(program, b, share, each)]
+            return list({genome: (label, genome) for label, genome in reversed(found[: max(n, len(asked))])}.values())[
+                ::-1
+            ]
 
         return solve
 
@@ -218,7 +225,7 @@ def _check(search: Search) -> None:
     cheapest = strategy.lift(strategy.space.cheapest)
     reachable = supernet.n_bytes(supernet.space.decode(cheapest)) / MB
     limits = {"budget.size_mb": scorer.budget.get("size_mb", reachable)}
-    limits |= {f"finalist_sizes_mb[{i}]": size for i, size in enumerate(config.finalist_sizes_mb)}
+    limits |= {"finalist_sizes_mb": max(config.finalist_sizes_mb)} if config.finalist_sizes_mb else {}
     for key, limit in limits.items():
         if limit < reachable:
             raise UserError(f"{key}={limit:g}: no subnet is so small; the smallest reachable is {reachable:.3f} MB")
@@ -236,7 +243,13 @@ def _check(search: Search) -> None:
     check_trainer(config.finetune.trainer)
     exports = {str(name): build(node, name=str(name)) for name, node in config.exports.items()}
     for target in [*scorer.targets.values(), *exports.values()]:
-        for genome in (supernet.space.largest, supernet.space.cheapest):
-            reason = target.supports(supernet.space.decode(genome))
+        for architecture in _each_choice(supernet.space):
+            reason = target.supports(architecture)
             if reason:
                 raise UserError(f"target {target.name}: {reason}")
+
+
+def _each_choice(space: SearchSpace) -> Iterator[Architecture]:
+    """Yield architectures that between them hold every choice of every gene, possible together or not."""
+    for i in range(max(len(gene.choices) for gene in space)):
+        yield {gene.name: gene.choices[min(i, len(gene.choices) - 1)] for gene in space}

@@ -70,6 +70,13 @@ class Shipyard:
         """Return the subnet as extracted."""
         return extract(self.trained.supernet, genome)
 
+    def as_run(self, decoder: Decoder, target: Runtime | None = None) -> Decoder:
+        """Return a copy with the weights that ship, which rounds activations as a target does, the first by default."""
+        target = target or next(iter(self.targets.values()))
+        result = copy.deepcopy(decoder).freeze_formats()
+        emulate(result, target.rounds_activations, target.kv_format)
+        return result
+
     def finalist(self, candidate: Candidate) -> dict[str, Any]:
         """Fine-tune, judge, ship and measure a finalist; return its entry of finalists.json."""
         key = str(candidate.id)
@@ -85,13 +92,13 @@ class Shipyard:
         if done.exists():
             return read_json(done)
         decoder = self.inherited(genome)
-        inherited = self.judge.scores(copy.deepcopy(decoder).freeze_formats())
+        inherited = self.judge.scores(self.as_run(decoder))
         fine_tuned = None
         if tune:
             decoder = self.finetuning.tune(
                 work, f"fine-tune {name}", decoder, self.teacher, self.data, self.config.seed
             )
-            fine_tuned = self.judge.scores(copy.deepcopy(decoder).freeze_formats())
+            fine_tuned = self.judge.scores(self.as_run(decoder))
         entry: dict[str, Any] = {
             "id": candidate.id if candidate else None,
             "name": name,
@@ -129,8 +136,7 @@ class Shipyard:
         length = int(self.data.config["sequence_length"])
         rows = self.data.evaluation_batch("test", max(1, RUNTIME_TOKENS // length), length)
         theirs = target.evaluate(path, rows.numpy())
-        ours = copy.deepcopy(decoder).freeze_formats()
-        emulate(ours, target.rounds_activations, target.kv_format)
+        ours = self.as_run(decoder, target)
         with torch.inference_mode():
             our_loss, _ = evaluate(ours, rows, self.config.eval_batch_size)
         return {

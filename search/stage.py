@@ -98,7 +98,8 @@ def tune_and_ship(
     for name, front in fronts.items():
         chosen = _finalists(search, candidates, front, name)
         shipped = [yard.finalist(candidate) for candidate in chosen]
-        compared = [yard.baseline(label, genome) for label, genome in yard.space.baselines()]
+        baselines = yard.space.baselines() if search.config.baselines else []
+        compared = [yard.baseline(label, genome) for label, genome in baselines]
         content[name] = {"finalists": [_on(name, e) for e in shipped], "baselines": [_on(name, e) for e in compared]}
     return {"targets": content}
 

@@ -65,6 +65,7 @@ class SearchConfig:
     n_finalists: int
     finalist_sizes_mb: list[float]
     finalist_share: float
+    baselines: bool
     prompt: str
     evolution: Any
     hurdles: Any

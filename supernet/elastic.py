@@ -107,17 +107,17 @@ class ElasticLinear(nn.Module):
         return Matrix(matrix, activations)
 
     def _mixed(self, extents: Sequence[Extent], matrix: Tensor, choice: Tensor) -> Tensor:
-        """Return the mean of the rounded weights under a soft format; formats that cannot store such rows have no say.
+        """Return the mean of the rounded weights under a soft format.
 
-        They have no probability either, see `fitted`.
+        Of rows that are no multiple of a format's group the format stores a prefix, for narrower choices: the rest has
+        no part in it. (A prefix of inner axes makes other groups: that mixture is only near what a hard choice has.)
         """
         total: Any = 0.0
         for share, (name, f) in zip(choice.unbind(), self.formats.items(), strict=True):
-            if matrix.shape[-1] % f.group == 0:
-                with torch.no_grad():
-                    log_factors = self.learned(extents, name)
-                    quantized = f.quantize(matrix, None if log_factors is None else log_factors.exp())
-                total = total + share * quantized
+            with torch.no_grad():
+                factors = self.learned(extents, name)
+                quantized = quantized_prefix(f, matrix, None if factors is None else factors.exp())
+            total = total + share * F.pad(quantized, (0, matrix.shape[-1] - quantized.shape[-1]))
         return torch.as_tensor(total)
 
     def extract(self, out: Sequence[int], in_: Sequence[int], name: str) -> Linear:
@@ -128,6 +128,14 @@ class ElasticLinear(nn.Module):
         linear = Linear(self.matrix(extents, self.weight).detach().clone(), self.format(name), copied)
         linear.emulated = self.emulated
         return linear
+
+
+def quantized_prefix(weight_format: WeightFormat, matrix: Tensor, factors: Tensor | None) -> Tensor:
+    """Return the longest prefix of the rows (out, in) that a format can store, as it stores it."""
+    stored = matrix.shape[-1] - matrix.shape[-1] % weight_format.group
+    if factors is not None:
+        factors = factors[:, : stored // weight_format.part]
+    return weight_format.quantize(matrix[:, :stored], factors) if stored else matrix[:, :0]
 
 
 def _flat_mask(extents: Sequence[Extent], axes: Sequence[int], like: Tensor) -> Tensor:

@@ -95,10 +95,7 @@ class SearchSpace:
 
     @cached_property
     def smallest(self) -> Genome:
-        """The genome that takes the cheapest choice everywhere, every switch on.
-
-        Dropping layers is a choice too, but a net without any layer is no lower end worth training.
-        """
+        """The genome that takes the cheapest choice everywhere, every switch on: no layers, no net worth training."""
         return self.canonical([1 if g.kind == "switch" and len(g.choices) > 1 else 0 for g in self.genes])
 
     @cached_property
@@ -177,9 +174,14 @@ class SearchSpace:
         off = self._off(genome)
         return [i for i in range(len(self.genes)) if i not in off]
 
-    def sample(self, rng: np.random.Generator) -> Genome:
-        """Draw a genome, every gene uniform and independent."""
-        return self.canonical([int(rng.integers(len(gene.choices))) for gene in self.genes])
+    def sample(self, rng: np.random.Generator, kept: float = 0.0) -> Genome:
+        """Draw a genome, every gene uniform and independent; a share `kept` of the switches is on without a draw."""
+
+        def draw(gene: Gene) -> int:
+            last = len(gene.choices) - 1
+            return last if kept and gene.kind == "switch" and rng.random() < kept else int(rng.integers(last + 1))
+
+        return self.canonical([draw(gene) for gene in self.genes])
 
     def sample_spread(self, rng: np.random.Generator, kept: float = 0.0) -> Genome:
         """Draw a genome whose mean level is uniform: the level of each kind first, then genes around it.

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from supernet.elastic import ElasticLinear, ElasticModule, ElasticRMSNorm, Extent, emulate, extent, format_gene, under
 from supernet.errors import UserError
-from supernet.formats import Fitting, check_formats
+from supernet.formats import Q8_0, Fitting, check_formats, format_named
+from supernet.formats.activations import check_kv_format
 from supernet.genes import Gene, SearchSpace
 from supernet.inventory import (
     Choice,
@@ -84,6 +85,10 @@ class Supernet(nn.Module):
             raise UserError(f"model.d_model must ascend from 1 or more, got {list(self.d_model)}")
         if n_layers < 1:
             raise UserError(f"model.n_layers must be 1 or more, got {n_layers}")
+        for name, fitting in (scales or {}).items():
+            format_named(name, fitting)  # refused here if it cannot be
+        if check_kv_format("model.kv_format", kv_format) == Q8_0.name and head_dim % Q8_0.group:
+            raise UserError(f"model.kv_format=Q8_0 needs a model.head_dim that is a multiple of 32, got {head_dim}")
         if list(blocks) != ["attention", "mlp"]:
             raise UserError(f"model.blocks must hold attention and mlp, got {list(blocks)}")
         self.vocab_size, self.context_length = vocab_size, context_length

@@ -7,7 +7,6 @@ function of the step, which is what makes resuming exact.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 from supernet.errors import UserError
@@ -29,7 +28,7 @@ class Schedule:
         smallest_every: the smallest net trains in every n-th sandwich step.
         vary: kinds of genes that the smaller nets differ in; the others keep the largest net's choice.
         spread: draw the mean level of each kind first, then genes around it; else every gene for itself.
-        kept: with `spread`, the least share of blocks that sampled nets keep in the mean: nets that lose most of
+        kept: the least share of blocks that sampled nets keep in the mean: nets that lose most of
             their blocks are of little use to anyone, and what they learn the others pay for.
         inherit: share of the joint steps over which cheaper formats open one after another, so that each begins
             with weights that the one above has trained (OQAT, arXiv 2010.04354); 0: all are open at once.
@@ -121,8 +120,8 @@ class Schedule:
         if (step - self.alone_steps) % self.smallest_every == 0:
             chosen.append(("smallest", offered.decode(offered.smallest)))
         rng = generator(seed, "sandwich", step)
-        draw = partial(offered.sample_spread, kept=self.kept) if self.spread else offered.sample
-        chosen += [("sampled", offered.decode(draw(rng))) for _ in range(self.n_sampled)]
+        draw = offered.sample_spread if self.spread else offered.sample
+        chosen += [("sampled", offered.decode(draw(rng, self.kept))) for _ in range(self.n_sampled)]
         return chosen
 
     def _lowest(self, gene: Gene, step: int) -> int:

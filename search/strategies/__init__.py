@@ -22,7 +22,6 @@ def shipped(name: str) -> Callable[..., Evolution]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise UserError(f"evolution={name}: no such strategy; there are {known}")
-    settings: dict[str, Any] = {}
     settings = _settings(path)
     del settings["defaults"]
     return build(settings)

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGUFReader, GGUFWriter, TokenType
+from gguf.quants import dequantize
 
 from search.targets.packing import KV_VALUES_KEY, PACKERS
 from supernet.blocks.attention import Attention, zero_attention
 from supernet.blocks.swiglu import SwiGLU, zero_swiglu
 from supernet.errors import UserError
 from supernet.files import replacing
+from supernet.formats import F32
 from supernet.plain import Linear, RMSNorm
 from supernet.subnet import Decoder
 from supernet.tokenizer import END_OF_TEXT
@@ -92,6 +94,35 @@ def tensor_bytes(path: Path) -> int:
         return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise UserError(f"{path} is no GGUF file that can be read: {error}") from None
+
+
+@torch.no_grad()
+def load_weights(decoder: Decoder, path: Path) -> Decoder:
+    """Return the decoder with the weights that a GGUF file of its shape holds, whoever quantized them.
+
+    Args:
+        decoder: of the shape that was exported; it is changed.
+        path: of the file.
+    """
+    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+
+    def put(name: str, part: Linear | RMSNorm, heads: int = 0) -> None:
+        tensor = tensors[f"{name}.weight"]
+        values = np.array(dequantize(tensor.data, tensor.tensor_type))
+        if heads:
+            values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+        part.weight.copy_(torch.from_numpy(values).view_as(part.weight))
+        if isinstance(part, Linear):
+            kind = tensor.tensor_type.name
+            part.format, part.log_factors = F32(), None
+            part.activations = kind if kind in ("F32", "F16") else "Q8_K" if "_K" in kind else "Q8_0"
+
+    put("token_embd", decoder.embedding)
+    put("output_norm", decoder.norm)
+    for i, (attention, mlp) in enumerate(shipped_layers(decoder)):
+        for name, part, heads in _tensors(attention, mlp):
+            put(f"blk.{i}.{name}", part, heads)
+    return decoder
 
 
 def _tensors(attention: Attention | None, mlp: SwiGLU) -> Iterator[tuple[str, Linear | RMSNorm, int]]:

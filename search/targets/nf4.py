@@ -53,8 +53,8 @@ def packed(name: str, module: Linear | RMSNorm) -> dict[str, Tensor] | None:
     """
     import torch
 
-    from supernet.plain import RMSNorm
     from supernet.formats.bitsandbytes import NF4_VALUES
+    from supernet.plain import RMSNorm
 
     if isinstance(module, RMSNorm) or module.format.name == "F16":
         return None

@@ -1,7 +1,7 @@
 """What a weight format is: codes, scales, and where the scales come from."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -66,11 +66,19 @@ class WeightFormat(ABC):
             log_factors: logarithms of learned factors (..., in / part); their gradient is that of a learned
                 step (LSQ, arXiv 1902.08153, eq. 3): code x step - weight x [not clipped].
         """
+        factors = None if log_factors is None else log_factors.detach().exp()
         if not torch.is_grad_enabled() or not weight.requires_grad:
-            return self.quantize(weight, None if log_factors is None else log_factors.exp())
+            return self.quantize(weight, factors)
         with torch.no_grad():
-            quantized = self.quantize(weight, None if log_factors is None else log_factors.exp())
-        return _StraightThrough.apply(weight, quantized, log_factors)
+            quantized = self.quantize(weight, factors)
+            response = None
+            if factors is not None:
+                response = quantized - weight.masked_fill(self.clipped(weight, factors), 0.0)
+        return _StraightThrough.apply(weight, quantized, log_factors, response)
+
+    def clipped(self, weight: Tensor, factors: Tensor) -> Tensor:
+        """Return which weights (..., in) lie beyond the last code, more than rounding would bring back."""
+        raise NotImplementedError(f"{self.name} has no scale that can be learned")
 
     def n_bytes(self, n_weights: float) -> float:
         """Return the bytes that `n_weights` (an expectation may be fractional) take."""
@@ -78,28 +86,24 @@ class WeightFormat(ABC):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward the second argument; pass the gradient to the first, and LSQ's to the factors."""
+    """Forward the second argument; pass the gradient to the first, and times the response to the factors."""
 
     @staticmethod
-    def forward(ctx: object, weight: Tensor, quantized: Tensor, log_factors: Tensor | None) -> Tensor:
-        if log_factors is not None:
-            ctx.save_for_backward(weight, quantized, log_factors)  # type: ignore[attr-defined]
+    def forward(
+        ctx: Any, weight: Tensor, quantized: Tensor, log_factors: Tensor | None, response: Tensor | None
+    ) -> Tensor:
+        if log_factors is not None and response is not None:
+            ctx.save_for_backward(response)
+            ctx.parts = log_factors.shape[-1]
         return quantized.view_as(quantized)
 
     @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> tuple[Tensor, None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor | None, None]:
         (gradient,) = gradients
-        saved = ctx.saved_tensors  # type: ignore[attr-defined]
-        if not saved:
-            return gradient, None, None
-        weight, quantized, log_factors = saved
-        parts = quantized.unflatten(-1, (log_factors.shape[-1], -1))
-        # A weight beyond the last code of its part has been clipped: it does not move with the step.
-        low, high = parts.aminmax(dim=-1, keepdim=True)
-        inner = weight.unflatten(-1, parts.shape[-2:])
-        inside = torch.where((inner >= low) & (inner <= high), inner, 0.0)
-        scaled = (gradient.unflatten(-1, parts.shape[-2:]) * (parts - inside)).sum(-1)
-        return gradient, None, scaled
+        if not ctx.saved_tensors:
+            return gradient, None, None, None
+        (response,) = ctx.saved_tensors
+        return gradient, None, (gradient * response).unflatten(-1, (ctx.parts, -1)).sum(-1), None
 
 
 class F32(WeightFormat):
@@ -180,6 +184,12 @@ class ScaledFormat(WeightFormat):
         scales = self.stored(*self.store(*self._fitted(parts, factors)))
         return _values(self._codes(parts, *scales), *scales).flatten(-2)
 
+    def clipped(self, weight: Tensor, factors: Tensor) -> Tensor:
+        """Return which weights (..., in) lie more than half a step beyond the last code."""
+        parts = weight.unflatten(-1, (-1, self.part))
+        codes = self._unrounded(parts, *self.stored(*self.store(*self._fitted(parts, factors))))
+        return ((codes < self.low - 0.5) | (codes > self.high + 0.5)).flatten(-2)
+
     def _fitted(self, parts: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor | None]:
         scale, offset = self.extremes(parts)
         if factors is None and self.fitting == "mse":
@@ -203,10 +213,12 @@ class ScaledFormat(WeightFormat):
         return factors
 
     def _codes(self, parts: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+        return self._unrounded(parts, scale, offset).round_().clamp_(self.low, self.high)
+
+    def _unrounded(self, parts: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
         # A zero scale is a part of zeros (or of values its store cannot tell from it): its codes are 0.
         inverse = torch.where(scale == 0, 0.0, 1.0 / scale).unsqueeze(-1)
-        codes = parts * inverse if offset is None else (parts + offset.unsqueeze(-1)) * inverse
-        return codes.round_().clamp_(self.low, self.high)
+        return parts * inverse if offset is None else (parts + offset.unsqueeze(-1)) * inverse
 
 
 def _values(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:

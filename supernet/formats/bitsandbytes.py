@@ -54,6 +54,11 @@ class NF4(WeightFormat):
         scales = self._scales(parts, factors)
         return _values(_nearest(parts, scales), scales).flatten(-2)
 
+    def clipped(self, weight: Tensor, factors: Tensor) -> Tensor:
+        """Return which weights (..., in) exceed the scale: the last values are its ends."""
+        parts = weight.unflatten(-1, (-1, self.part))
+        return (parts.abs() > self._scales(parts, factors).unsqueeze(-1)).flatten(-2)
+
     def _scales(self, parts: Tensor, factors: Tensor | None) -> Tensor:
         scales = parts.abs().amax(-1)
         if factors is not None:

@@ -259,3 +259,29 @@ def test_a_candidate_only_views_the_rounded_weights(tiny_supernet):
     name = tiny_supernet.space.decode(tiny_supernet.space.smallest)["embedding.format"]
     shared = rounded_once.embedding.rounded[name, (64,)].untyped_storage().data_ptr()
     assert subnet.embedding.weight.untyped_storage().data_ptr() == shared
+
+
+def test_formats_that_only_narrow_rows_fit(supernet_of):
+    """A K-format is offered for 256 channels where the widest row has 320: rounded once, relaxed or extracted alike."""
+    formats = ("Q3_K", "Q8_0")
+    names = ("embedding_formats", "qkv_formats", "o_formats", "gate_up_formats", "down_formats")
+    supernet = supernet_of(
+        n_layers=1,
+        d_model=(256, 320),
+        width=(256, 320),
+        head_dim=64,
+        heads_per_kv=(2,),
+        kv_heads=(2,),
+        **dict.fromkeys(names, formats),
+    )
+    space, rounded_once = supernet.space, frozen(supernet, CPU)
+    tokens = torch.randint(supernet.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
+    for genome in {space.with_format(end, name) for end in (space.largest, space.smallest) for name in formats}:
+        architecture = space.decode(genome)
+        wanted = extract(supernet, genome)(tokens)
+        assert torch.equal(extract(rounded_once, genome)(tokens), wanted)
+        torch.testing.assert_close(supernet(tokens, architecture), wanted)
+        soft = {g.name: torch.eye(len(g.choices))[k] for g, k in zip(space, genome, strict=True)}
+        torch.testing.assert_close(supernet(tokens, soft), wanted, rtol=1e-4, atol=1e-4)
+        hard_bytes = float(supernet.n_bytes(architecture))
+        assert float(supernet.n_bytes(soft)) == pytest.approx(hard_bytes, rel=1e-5)

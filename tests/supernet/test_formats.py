@@ -113,6 +113,28 @@ def test_learned_factors_scale_and_learn(name):
     assert torch.equal(half, learned.quantize(weight.detach(), log_factors.detach().exp())[:, :256])
 
 
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q8_0", "NF4"])
+@pytest.mark.parametrize("factor", [1.0, 0.6])
+def test_the_gradient_of_a_factor_is_that_of_a_learned_step(name, factor):
+    """LSQ's equation 3, from the steps that are stored: code - weight / step inside, the last code outside."""
+    weight, learned = normal(4, 512).requires_grad_(), format_named(name, "learned")
+    log_factors = torch.full((4, 512 // learned.part), factor).log().requires_grad_()
+    gradient = normal(4, 512, seed=3)
+    quantized = learned.fake_quantize(weight, log_factors)
+    quantized.backward(gradient)
+    w, q = weight.detach(), quantized.detach()
+    parts = w.unflatten(-1, (-1, learned.part))
+    if name == "NF4":
+        outside = parts.abs() > factor * parts.abs().amax(-1, keepdim=True)
+    else:
+        scale, offset = learned.stored(*learned.encode(w, log_factors.detach().exp())[1:])
+        codes = (parts + (0 if offset is None else offset.unsqueeze(-1))) / scale.unsqueeze(-1)
+        outside = (codes < learned.low - 0.5) | (codes > learned.high + 0.5)
+    wanted = (gradient * (q - torch.where(outside.flatten(-2), 0.0, w))).unflatten(-1, (-1, learned.part)).sum(-1)
+    torch.testing.assert_close(log_factors.grad, wanted)
+    assert outside.any() == (factor < 1 or name in ("Q3_K", "Q4_0", "Q5_0"))
+
+
 def test_an_unknown_fitting_is_refused():
     with pytest.raises(UserError, match=r"model\.scales\.F16 must be one of absmax, got 'mse'"):
         format_named("F16", "mse")
