@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.targets.gguf_file import tensor_bytes
+from search.targets.gguf_file import load_weights, tensor_bytes
 from search.targets.llama_cpp import LlamaCpp
 from search.targets.packing import KV_VALUES_KEY, PACKERS
 from search.targets.remote import export_folder
@@ -147,6 +147,16 @@ def test_shipped_bytes_decode_to_the_trained_weights(supernet: Supernet, ship: S
         assert np.array_equal(shipped, expected.numpy())
     assert len(pairs) + 2 * 3 + 1 == len(tensors)
     assert all(t.tensor_type.name == "F32" for t in tensors.values() if "norm" in t.name)
+
+
+@pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_0"])
+def test_a_file_is_read_back(supernet: Supernet, ship: Ship, name: str) -> None:
+    decoder = subnet(supernet, {}, name)
+    read = load_weights(copy.deepcopy(decoder), ship(decoder))
+    tokens = torch.from_numpy(rows(0, 2, 8))
+    assert torch.equal(read(tokens), copy.deepcopy(decoder).freeze_formats()(tokens))
+    kinds = [linear.activations for linear in read.linears()]
+    assert kinds == [linear.activations for linear in decoder.linears()]
 
 
 def test_file_holds_exactly_what_the_supernet_counts(supernet: Supernet, ship: Ship) -> None:

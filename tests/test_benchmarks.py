@@ -1,0 +1,57 @@
+"""The benchmarks' settings compose, and their tables hold what was not reached; they are run by hand."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for path in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def test_every_setting_of_the_grid_composes():
+    common, headline, ablation = (importlib.import_module(name) for name in ("common", "headline", "ablation"))
+    for change in ablation.CHANGES.values():
+        common.compose("train", "+experiment=llama_like", *change.train)
+        common.compose("search", "run=somewhere", *change.search)
+    for method in headline.METHODS.values():
+        common.compose("search", "run=somewhere", *method.settings)
+
+
+def test_the_table_shows_what_was_not_reached(tmp_path):
+    table = importlib.import_module("headline_table")
+    scores = {"valid_loss": 2.0, "test_loss": 2.1, "test_accuracy": 0.4}
+    worse = {**scores, "valid_loss": 3.0}
+    entry = {"name": "a", "inherited": scores, "fine_tuned": worse, "measured": None, "scores": {"size_mb": 1.0}}
+    whole = table.net("F16", entry)
+    assert whole["test_loss"] == 2.1 and whole["bytes"] == 1_000_000  # before fine-tuning: it was better
+    rows = [
+        {"method": "joint", "budget": 20.0, "seed": 0, **table.cell(whole, whole)},
+        {"method": "other", "budget": 20.0, "seed": 0, **table.cell(None, whole)},
+        {"method": "other", "budget": 30.0, "seed": 0, **table.cell({**whole, "test_loss": 2.2}, whole)},
+        {"method": "joint", "budget": 30.0, "seed": 0, **table.cell(whole, whole)},
+    ]
+    content = table.summary(rows, [], [20.0, 30.0, 40.0])
+    first, second = content["compared"]
+    assert first["rival"] is None and first["gain"] is None
+    assert second["rival"] == "other" and second["gain"] == pytest.approx(0.1) and second["clear"] is None
+    assert "| 20 % | other | not reached |" in table.markdown(content)
+    table.draw(content, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_the_effects_of_a_change_are_paired_by_seed():
+    ablation = importlib.import_module("ablation")
+    keys = ("test_loss", "accuracy", "inherited_test_loss", "largest_valid_loss")
+    losses = {("as shipped", 0): 2.0, ("as shipped", 1): 2.5, ("other", 1): 2.6}
+    rows = [{"change": c, "seed": s, **dict.fromkeys(keys, loss)} for (c, s), loss in losses.items()]
+    effects = {e["change"]: e for e in ablation._effects(rows)}
+    assert effects["as shipped"]["rise"] == [0, 0] and effects["other"]["rise"] == pytest.approx([0.1])
