@@ -93,7 +93,7 @@ SEARCH_MISTAKES = {
     "nothing to do": ("evaluations=0", "evaluations must be 1 or more"),
     "no threads": ("n_threads=0", "n_threads"),
     "negative count": ("n_measured=-1", "n_measured"),
-    "size of a finalist out of reach": ("finalist_sizes_mb=[1,0.001]", "finalist_sizes_mb[1]=0.001: no subnet"),
+    "sizes of finalists out of reach": ("finalist_sizes_mb=[0.002,0.001]", "finalist_sizes_mb=0.002: no subnet"),
     "word for a size": ("finalist_sizes_mb=[small]", "finalist_sizes_mb"),
     "unknown kind of gene": ("evolution.vary=[depth]", "evolution.vary must list some of width, switch, format"),
     "share above all": ("finalist_share=2", "finalist_share"),
