@@ -7,7 +7,8 @@ this: seeds that are finished are read, not run, and all that were ever run are 
 
 Equal FLOPs: the largest net trained alone, which all methods without a supernet begin with, gets as many more steps as
 the supernet cost, gates included; the supernet for structure alone takes the same steps; and each net that ships is
-fine-tuned with the same FLOPs, smaller nets for more steps. So both shares are equal: the first is paid once for all
+fine-tuned with the same FLOPs, smaller nets for more steps. All searches minimize what the loss is expected to be after
+that (`tuned_loss`). So both shares are equal: the first is paid once for all
 budgets (`flops.shared`), the second for each (`flops.each`).
 """
 
@@ -168,6 +169,7 @@ class Grid:
             "finetune.equal_flops=true",
             f"budget.size_mb={max(self.sizes_mb)}",
             "finalist_share=0.9",  # of the smallest size: what is smaller is of no use
+            "objective=[tuned_loss,size_mb]",
             "baselines=false",
             "n_measured=1",
             *method.settings,
