@@ -40,6 +40,7 @@ class Method:
 
 METHODS = {
     "joint": Method("joint"),
+    "formats only": Method("alone", ("evolution=sensitivity", "first_population=sensitivity")),
     "sequential": Method(
         "structure",
         (
@@ -50,7 +51,6 @@ METHODS = {
         ),
     ),
     "structure only": Method("structure", ("evolution=structure",)),
-    "formats only": Method("alone", ("evolution=sensitivity", "first_population=sensitivity")),
 }
 RIVALS = ("uniform QAT", "uniform PTQ", "llama.cpp")  # of the largest net trained alone, see headline_rivals.py
 
@@ -111,14 +111,13 @@ class Grid:
             {"alone"} if set(RIVALS) & set(a.methods) else set()
         )
         self.train_supernet()
-        if "structure" in needed:
-            self._train("structure", *self._steps, "schedule.vary=[width,switch]")
-        if "alone" in needed:
-            self._train_alone("alone", 1.0)
+        self._train_alone("alone", 1.0)
+        for name in sorted(self.methods, key=lambda name: METHODS[name].run == "structure"):
+            if METHODS[name].run == "structure":
+                self._train("structure", *self._steps, "schedule.vary=[width,switch]")
+            run_script("search.py", *self.search_settings(name, METHODS[name]))
         if self.seed == 0:  # a second point of loss against FLOPs, for the cost of the whole
             self._train_alone("shorter", 0.6)
-        for name, method in self.methods.items():
-            run_script("search.py", *self.search_settings(name, method))
         self.rivals()
 
     @property
