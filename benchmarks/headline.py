@@ -106,10 +106,6 @@ class Grid:
 
     def run(self) -> None:
         """Run what is missing."""
-        a = self.arguments
-        needed = {method.run for method in self.methods.values()} | (
-            {"alone"} if set(RIVALS) & set(a.methods) else set()
-        )
         self.train_supernet()
         self._train_alone("alone", 1.0)
         for name in sorted(self.methods, key=lambda name: METHODS[name].run == "structure"):
