@@ -108,13 +108,18 @@ class Grid:
         """Run what is missing."""
         self.train_supernet()
         self._train_alone("alone", 1.0)
-        for name in sorted(self.methods, key=lambda name: METHODS[name].run == "structure"):
-            if METHODS[name].run == "structure":
-                self._train("structure", *self._steps, "schedule.vary=[width,switch]")
-            run_script("search.py", *self.search_settings(name, METHODS[name]))
+        self._search("joint", "alone")
+        self.rivals()
+        if any(method.run == "structure" for method in self.methods.values()):
+            self._train("structure", *self._steps, "schedule.vary=[width,switch]")
+            self._search("structure")
         if self.seed == 0:  # a second point of loss against FLOPs, for the cost of the whole
             self._train_alone("shorter", 0.6)
-        self.rivals()
+
+    def _search(self, *runs: str) -> None:
+        for name, method in self.methods.items():
+            if method.run in runs:
+                run_script("search.py", *self.search_settings(name, method))
 
     @property
     def _steps(self) -> tuple[str, str]:
@@ -128,10 +133,7 @@ class Grid:
     def _train(self, run: str, *settings: str) -> None:
         a = self.arguments
         name = self.folder(run).name
-        if not (self.folder(run) / "supernet" / "summary.json").exists():
-            run_script(
-                "train.py", f"+experiment={a.experiment}", f"name={name}", f"seed={self.seed}", *settings, *a.train
-            )
+        run_script("train.py", f"+experiment={a.experiment}", f"name={name}", f"seed={self.seed}", *settings, *a.train)
 
     def _train_alone(self, run: str, share: float) -> None:
         steps = round(share * self.alone_steps)
