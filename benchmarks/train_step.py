@@ -46,7 +46,7 @@ def main() -> None:
         optimizers[0].zero_grad()
 
     def sandwich_step(repeat: int) -> None:
-        loss, _ = sandwich_loss(supernet, batch, subnets[repeat], schedule.student_weight)
+        loss, _ = sandwich_loss(supernet, batch, subnets[repeat], schedule.student_weight, schedule.student_gap)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(supernet.parameters(), 1.0)
         optimizers[1].step()

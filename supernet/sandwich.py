@@ -33,6 +33,7 @@ class Schedule:
         inherit: share of the joint steps over which cheaper formats open one after another, so that each begins
             with weights that the one above has trained (OQAT, arXiv 2010.04354); 0: all are open at once.
         student_weight: weight of each smaller net's loss; the largest net's is 1.
+        student_gap: nats behind the largest at which that weight is halved.
         distillation: smaller nets learn the largest's predictions, else the next token.
         gate_every: every n-th joint step is a gate step; 0 for none.
         gate_warmup: share of the joint steps before the first gate step.
@@ -52,6 +53,7 @@ class Schedule:
     kept: float
     inherit: float
     student_weight: float
+    student_gap: float
     distillation: bool
     gate_every: int
     gate_warmup: float
@@ -76,6 +78,8 @@ class Schedule:
             )
         if self.student_weight < 0:
             raise UserError(f"schedule.student_weight must be 0 or more, got {self.student_weight}")
+        if self.student_gap <= 0:
+            raise UserError(f"schedule.student_gap must be above 0, got {self.student_gap}")
         if len(self.temperature) != 2 or min(self.temperature) <= 0:
             raise UserError("schedule.temperature must be two positive numbers, the first and the last")
 

@@ -4,6 +4,7 @@ One optimizer with three parameter groups serves both kinds of step: AdamW skips
 a weight step leaves the gates alone and a gate step the weights.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -188,6 +189,7 @@ def sandwich_loss(
     batch: Tensor,
     architectures: Sequence[Architecture],
     student_weight: float,
+    student_gap: float = math.inf,
     distillation: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the weighted sum of the losses of some subnets on a batch, and the next-token loss of each.
@@ -199,12 +201,14 @@ def sandwich_loss(
         batch: token ids (batch, tokens + 1).
         architectures: hard choices for every gene, the largest first.
         student_weight: of the losses after the first.
+        student_gap: nats behind the largest at which the weight of a smaller net is halved. The gradient of a hopeless
+            net is several times the largest's, and clipping would then leave of that one next to nothing.
         distillation: else all learn the next token.
     """
     tokens, targets = batch[:, :-1], batch[:, 1:]
     logits = supernet(tokens, architectures[0])
-    total = next_token_loss(logits, targets)
-    shown = [total]
+    largest = total = next_token_loss(logits, targets)
+    shown = [largest]
     if len(architectures) > 1:
         teacher = logits.detach().float().softmax(-1)
         for smaller in architectures[1:]:
@@ -213,7 +217,8 @@ def sandwich_loss(
                 loss, next_token = distillation_loss(students, teacher, targets)
             else:
                 loss = next_token = next_token_loss(students, targets)
-            total = total + student_weight * loss
+            gap = (next_token.detach() - largest.detach()).clamp_min(0)
+            total = total + student_weight / (1 + gap / student_gap) * loss
             shown.append(next_token)
     return total, shown
 

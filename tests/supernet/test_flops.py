@@ -22,6 +22,7 @@ SCHEDULE = Schedule(
     inherit=0.0,
     distillation=True,
     student_weight=0.5,
+    student_gap=float("inf"),
     gate_every=3,
     gate_warmup=0.2,
     hard_after=0.7,

@@ -18,6 +18,7 @@ SCHEDULE = Schedule(
     inherit=0.0,
     distillation=True,
     student_weight=0.5,
+    student_gap=float("inf"),
     gate_every=4,
     gate_warmup=0.25,
     hard_after=0.5,

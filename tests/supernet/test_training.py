@@ -12,7 +12,7 @@ from supernet.gates import Gates
 from supernet.hardware import HardwareModel, Probe, probe_genomes
 from supernet.run import gates_json
 from supernet.sandwich import Schedule
-from supernet.training import SupernetTraining, check_budgets
+from supernet.training import SupernetTraining, check_budgets, sandwich_loss
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def training_of(supernet, budgets, gate_every=2):
         inherit=0.0,
         distillation=True,
         student_weight=0.5,
+        student_gap=float("inf"),
         gate_every=gate_every,
         gate_warmup=0.1,
         hard_after=0.7,
@@ -109,3 +110,16 @@ def test_budgets_that_cannot_be_met(tiny_supernet, model):
         with pytest.raises(UserError, match=r"gates.budgets_ms needs gates.hardware"):
             check_budgets(space, tiny_supernet, [], [0.05], useless)
     assert check_budgets(space, tiny_supernet, []) == []
+
+
+def test_a_hopeless_net_weighs_less(tiny_supernet):
+    space, batch = tiny_supernet.space, torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(1))
+    architectures = [space.decode(space.largest), space.decode(space.smallest)]
+    for parameter in tiny_supernet.layers[0].parameters():  # so that the two differ
+        torch.nn.init.normal_(parameter, std=0.5)
+    (alone, _), (plain, shown) = (
+        sandwich_loss(tiny_supernet, batch, a, 1.0) for a in (architectures[:1], architectures)
+    )
+    gap = max(0.0, (shown[1] - shown[0]).item())
+    damped, _ = sandwich_loss(tiny_supernet, batch, architectures, 1.0, student_gap=0.01)
+    assert (damped - alone).item() == pytest.approx((plain - alone).item() / (1 + gap / 0.01), rel=1e-4)
