@@ -52,6 +52,9 @@ def cell(found: dict[str, Any] | None, reference: dict[str, Any]) -> dict[str, A
 def costs(joint: Path, alone: Sequence[Path], search: str, seed: int) -> dict[str, Any]:
     """Return the FLOPs of a joint run and its search, and of the largest net trained alone to the same loss.
 
+    `shared` is the supernet, `each` the tuning of a net, `divided` what a net costs when all of them share the
+    supernet; `whole` is everything, the search with it.
+
     Args:
         joint: the run.
         alone: runs of the largest net alone; between two of them the FLOPs to a loss are interpolated, the
@@ -79,6 +82,7 @@ def costs(joint: Path, alone: Sequence[Path], search: str, seed: int) -> dict[st
         "each": tuning,
         "nets": len(finalists),
         "whole": summary["flops"] + evaluated + profiled + len(finalists) * tuning,
+        "divided": summary["flops"] / max(1, len(finalists)) + tuning,
         "largest_valid_loss": summary["table"][0]["valid_loss"],
     }
     points = sorted((_loss(run), _flops(run)) for run in alone if (run / "supernet" / "summary.json").exists())

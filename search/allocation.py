@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from supernet.genes import Genome, Kind, SearchSpace
+from supernet.genes import KINDS, Genome, Kind, SearchSpace
 
 Costs = Callable[[Genome], Mapping[str, float]]
 Rises = Mapping[str, Sequence[float | None]]  # gene name -> rise of the loss by choice; None: not known
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-KINDS: tuple[Kind, ...] = ("width", "switch", "format")
 TIGHTENED = 10  # times that a budget is lowered because costs did not quite add up
 UNITS = {
     "size_mb": "MB",

@@ -19,9 +19,9 @@ import numpy as np
 from search.candidate import Candidate, Lineage, Proposal
 from search.fitness import checked_weights, matching, weighted
 from search.operators import Fits, Weights, cross, cross_layers, difference, mutate, shrink, vary
-from search.subspace import KINDS, Subspace, check_kinds
+from search.subspace import Subspace, check_kinds
 from supernet.errors import UserError
-from supernet.genes import Genome, SearchSpace
+from supernet.genes import KINDS, Genome, SearchSpace
 from supernet.randomness import generator
 
 __all__ = ["Breeding", "Evolution", "Fits", "Known", "Order", "matching", "pareto_front", "ranks", "weighted"]

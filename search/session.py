@@ -20,14 +20,14 @@ from search.profile import SENSITIVITY, Profile
 from search.scoring import HARDWARE, Scorer, make_scorer
 from search.sensitivity import measure_sensitivity
 from search.shipping import Shipyard
-from search.subspace import KINDS, check_kinds
+from search.subspace import check_kinds
 from search.workers import Workers, check_workers, make_workers
 from supernet.cli import typed_command
 from supernet.config import build, check, check_counts, job_name, plain
 from supernet.errors import UserError
 from supernet.fitting import check_trainer
 from supernet.formats import MB
-from supernet.genes import Architecture, Genome, SearchSpace
+from supernet.genes import KINDS, Architecture, Genome, SearchSpace
 from supernet.hardware import MIN_PROBES
 from supernet.run import already_finished, claim, locked
 
@@ -148,16 +148,14 @@ class Search:
                 for target in scorer.targets
             ]
             different = [held[i] for i in range(len(held)) if held[i] not in held[:i]]
-            each, sizes = -(-n // len(different)), self.config.finalist_sizes_mb
-            asked = [{**b, "size_mb": size} for b in different for size in sizes]
-            found = allocation.solutions(program, asked)
-            if sizes:
-                different = [{**b, "size_mb": min(b.get("size_mb", math.inf), max(sizes))} for b in different]
-            share = min(sizes) / max(sizes) if sizes else self.config.finalist_share
-            found += [seed for b in different for seed in allocation.seeds(program, b, share, each)]
-            return list({genome: (label, genome) for label, genome in reversed(found[: max(n, len(asked))])}.values())[
-                ::-1
-            ]
+            each, share, found = -(-n // len(different)), self.config.finalist_share, []
+            sizes = self.config.finalist_sizes_mb
+            if sizes:  # a solution for each, the others between them
+                smaller = [{**b, "size_mb": min(size, b.get("size_mb", size))} for b in different for size in sizes]
+                different = [{**b, "size_mb": min(max(sizes), b.get("size_mb", math.inf))} for b in different]
+                found, share = allocation.solutions(program, smaller), min(sizes) / max(sizes)
+            rest = [seed for b in different for seed in allocation.seeds(program, b, share, each)]
+            return [*found, *rest][: max(n, len(found))]
 
         return solve
 

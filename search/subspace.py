@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
 
 from supernet.errors import UserError
-from supernet.genes import Gene, Genome, Kind, SearchSpace
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
+from supernet.genes import KINDS, Gene, Genome, Kind, SearchSpace
 
 
 class Subspace(SearchSpace):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,7 @@ Value = int | str
 Genome = tuple[int, ...]
 Architecture = dict[str, Value]
 Kind = Literal["width", "switch", "format"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,7 @@ class SearchSpace:
     @property
     def n_genomes(self) -> int:
         """How many index tuples there are (an upper bound: canonical form merges some)."""
-        product = 1
-        for gene in self.genes:
-            product *= len(gene.choices)
-        return product
+        return math.prod(len(gene.choices) for gene in self.genes)
 
     @cached_property
     def layers(self) -> tuple[tuple[int, ...], ...]:

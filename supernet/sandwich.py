@@ -7,10 +7,10 @@ function of the step, which is what makes resuming exact.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from supernet.errors import UserError
-from supernet.genes import Architecture, Gene, Kind, SearchSpace
+from supernet.genes import KINDS, Architecture, Gene, Kind, SearchSpace
 from supernet.randomness import generator
 
 StepKind = Literal["alone", "sandwich", "gates"]
@@ -65,8 +65,8 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", tuple(self.temperature))
         object.__setattr__(self, "vary", tuple(self.vary))
-        if not set(self.vary) <= set(get_args(Kind)):
-            raise UserError(f"schedule.vary must hold some of {', '.join(get_args(Kind))}, got {list(self.vary)}")
+        if not set(self.vary) <= set(KINDS):
+            raise UserError(f"schedule.vary must hold some of {', '.join(KINDS)}, got {list(self.vary)}")
         for name, share in (("kept", self.kept), ("inherit", self.inherit)):
             if not 0 <= share <= 1:
                 raise UserError(f"schedule.{name} must be from 0 to 1, got {share}")

@@ -23,7 +23,7 @@ def test_every_setting_of_the_grid_composes():
         common.compose("train", "+experiment=llama_like", *change.train)
         common.compose("search", "run=somewhere", *change.search)
     for method in headline.METHODS.values():
-        common.compose("search", "run=somewhere", *method.settings)
+        assert common.compose("search", "run=somewhere", *method.settings).run == "somewhere"
 
 
 def test_the_table_shows_what_was_not_reached(tmp_path):

@@ -146,7 +146,8 @@ def test_models_build(group, name):
 
 @each("block")
 def test_subnets_of_every_block_compute_what_the_supernet_computes(group, name):
-    """The contract of conf/block/: extraction changes nothing, at a size that is quick to try."""
+    """The contract of conf/block/: neither extraction nor order changes anything, at a size that is quick to try."""
+    from supernet.ordering import order_by_importance
     from supernet.randomness import generator
     from supernet.subnet import extract
 
@@ -162,6 +163,10 @@ def test_subnets_of_every_block_compute_what_the_supernet_computes(group, name):
             wanted = supernet(tokens, supernet.space.decode(genome))
             error = (extract(supernet, genome)(tokens) - wanted).abs().max() / wanted.abs().max()
             assert error <= 1e-5
+        whole = supernet.space.full_precision(supernet.space.largest)
+        before = supernet(tokens, whole)
+        order_by_importance(supernet, tokens)
+        torch.testing.assert_close(supernet(tokens, whole), before, rtol=1e-4, atol=1e-4)
 
 
 @each("data")

@@ -9,9 +9,9 @@ from search.candidate import Candidate, Lineage, Proposal
 from search.evolution import Known
 from search.operators import Fits, difference
 from search.strategies.surrogate import Surrogate
-from search.subspace import KINDS, check_kinds
+from search.subspace import check_kinds
 from supernet.errors import UserError
-from supernet.genes import Genome
+from supernet.genes import KINDS, Genome
 
 GIVEN = {"space", "objectives", "first", "seed", "fits", "known", "floors"}  # not settings
 TOO_LARGE = 1e-6  # the least violation of a structure that is too large even in the reference format

@@ -78,7 +78,7 @@ class WeightFormat(ABC):
 
     def clipped(self, weight: Tensor, factors: Tensor) -> Tensor:
         """Return which weights (..., in) lie beyond the last code, more than rounding would bring back."""
-        raise NotImplementedError(f"{self.name} has no scale that can be learned")
+        return torch.zeros_like(weight, dtype=torch.bool)
 
     def n_bytes(self, n_weights: float) -> float:
         """Return the bytes that `n_weights` (an expectation may be fractional) take."""

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.allocation import KINDS, Allocation, allocate, preferences, seeds
-from supernet.genes import Gene, SearchSpace
+from search.allocation import Allocation, allocate, preferences, seeds
+from supernet.genes import KINDS, Gene, SearchSpace
 
 SEEDS = st.integers(0, 2**32)
 

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.operators import mutate, shrink, switch_levels
-from search.subspace import KINDS, Subspace, check_kinds
+from search.subspace import Subspace, check_kinds
 from supernet.errors import UserError
-from supernet.genes import Gene, SearchSpace
+from supernet.genes import KINDS, Gene, SearchSpace
 
 ROWS = {"row": ("d",), "unit": 64, "groups": (256, 32, 1)}
 SPACES = [

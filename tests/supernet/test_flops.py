@@ -6,30 +6,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from supernet.flops import TRAINING, forward_flops, phase_flops, subnet_flops, tuning_flops
-from supernet.sandwich import Schedule
 from supernet.subnet import extract
+from tests.supernet.schedule import SCHEDULE
 
 N = 12
-SCHEDULE = Schedule(
-    alone_steps=3,
-    joint_steps=10,
-    order=True,
-    n_sampled=2,
-    smallest_every=2,
-    vary=("width", "switch", "format"),
-    spread=True,
-    kept=0.0,
-    inherit=0.0,
-    distillation=True,
-    student_weight=0.5,
-    student_gap=float("inf"),
-    gate_every=3,
-    gate_warmup=0.2,
-    hard_after=0.7,
-    temperature=(5.0, 0.5),
-    warmup_steps=1,
-    final_lr=0.1,
-)
 
 
 def counted(run):

@@ -4,28 +4,7 @@ from itertools import combinations
 import pytest
 
 from supernet.errors import UserError
-from supernet.sandwich import Schedule
-
-SCHEDULE = Schedule(
-    alone_steps=10,
-    joint_steps=40,
-    order=True,
-    n_sampled=2,
-    smallest_every=2,
-    vary=("width", "switch", "format"),
-    spread=True,
-    kept=0.0,
-    inherit=0.0,
-    distillation=True,
-    student_weight=0.5,
-    student_gap=float("inf"),
-    gate_every=4,
-    gate_warmup=0.25,
-    hard_after=0.5,
-    temperature=(4.0, 1.0),
-    warmup_steps=5,
-    final_lr=0.1,
-)
+from tests.supernet.schedule import SCHEDULE
 
 
 def test_kinds():

@@ -1,5 +1,6 @@
 """Gates are held to what a net weighs and to what a token takes."""
 
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
@@ -11,8 +12,8 @@ from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.hardware import HardwareModel, Probe, probe_genomes
 from supernet.run import gates_json
-from supernet.sandwich import Schedule
 from supernet.training import SupernetTraining, check_budgets, sandwich_loss
+from tests.supernet.schedule import SCHEDULE
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +33,9 @@ def genomes(supernet):
 
 
 def training_of(supernet, budgets, gate_every=2):
-    schedule = Schedule(
-        alone_steps=2,
-        joint_steps=60,
-        order=True,
-        n_sampled=1,
-        smallest_every=2,
-        vary=("width", "switch", "format"),
-        spread=True,
-        kept=0.0,
-        inherit=0.0,
-        distillation=True,
-        student_weight=0.5,
-        student_gap=float("inf"),
-        gate_every=gate_every,
-        gate_warmup=0.1,
-        hard_after=0.7,
-        temperature=(5.0, 0.5),
-        warmup_steps=2,
-        final_lr=0.1,
-    )
+    steps = {"alone_steps": 2, "joint_steps": 60, "warmup_steps": 2, "n_sampled": 1}
+    gating = {"gate_every": gate_every, "gate_warmup": 0.1, "hard_after": 0.7, "temperature": (5.0, 0.5)}
+    schedule = replace(SCHEDULE, **steps, **gating)
     gates = Gates(supernet.space, len(budgets), 2.0)
     adam = partial(torch.optim.AdamW, lr=1e-3)
     return SupernetTraining(supernet, gates, schedule, adam, 0, budgets, 0.2, 1.0, 0.1)
