@@ -8,8 +8,8 @@ this: seeds that are finished are read, not run, and all that were ever run are 
 Equal FLOPs: the largest net trained alone, which all methods without a supernet begin with, gets as many more steps as
 the supernet cost, gates included; the supernet for structure alone takes the same steps; and each net that ships is
 fine-tuned with the same FLOPs, smaller nets for more steps. All searches minimize what the loss is expected to be after
-that (`tuned_loss`). So both shares are equal: the first is paid once for all
-budgets (`flops.shared`), the second for each (`flops.each`).
+that (`tuned_loss`). So both shares are equal: the first is paid once for all budgets (`costs[].shared`), the second for
+each (`costs[].each`); `costs[].divided` is one net's part of both.
 """
 
 import argparse
