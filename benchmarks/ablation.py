@@ -25,13 +25,16 @@ class Change:
     search: tuple[str, ...] = ()
 
 
+SANDWICH = ("schedule.largest_every=1", "schedule.smallest_every=4", "schedule.student_weight=0.5")
+SANDWICH += ("schedule.joint_steps=326",)  # FLOPs as of 720 steps of one net each
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 CHANGES = {
     "as shipped": Change(),
     "no gates as seeds": Change(search=("first_population.gate_samples=0",)),
     "no sensitivity seeds": Change(search=("first_population.sensitivity=0",)),
     "no gate training": Change(train=("gates.budgets_mb=[]",)),
-    "no in-place distillation": Change(train=("schedule.distillation=false",)),
+    "sandwich rule": Change(train=SANDWICH),
+    "sampled nets drop blocks": Change(train=("schedule.floor.switch=0.75",)),
     "no mean level first": Change(train=("schedule.spread=false",)),
     "formats opened high to low": Change(train=("schedule.inherit=0.5",)),
     "activations emulated": Change(train=("model.emulate_activations=true", "model.kv_format=F16")),
@@ -48,8 +51,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=23.7, help="per cent of the largest net's bytes in F16")
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--experiment", default="llama_like")
-    parser.add_argument("--alone-steps", type=int, default=1400)
-    parser.add_argument("--joint-steps", type=int, default=160)
+    parser.add_argument("--trunk-steps", type=int, default=1600)
+    parser.add_argument("--joint-steps", type=int, default=720)
     parser.add_argument("--tune-steps", type=int, default=150)
     parser.add_argument("--evaluations", type=int, default=400)
     arguments = parser.parse_args()
@@ -71,10 +74,13 @@ def _recorded(again: set[tuple[int, str]]) -> list[dict[str, Any]]:
 def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Return the net at the budget with one change."""
     change, slug = CHANGES[name], name.replace(" ", "_").replace("-", "_")
-    options = {"methods": ["joint"], "budgets": [arguments.budget], "train": list(change.train)}
-    options["name"] = f"ablation_{slug}" if change.train else "headline"
-    grid = Grid(argparse.Namespace(**{**vars(arguments), **options}), seed)
+    options = {**vars(arguments), "methods": ["joint"], "budgets": [arguments.budget], "name": "headline", "train": []}
+    grid = Grid(argparse.Namespace(**options, trunk=None), seed)
     grid.train_supernet()
+    if change.train:
+        options |= {"name": f"ablation_{slug}", "train": list(change.train)}
+        grid = Grid(argparse.Namespace(**options, trunk="headline"), seed)
+        grid.train_supernet()
     settings = grid.search_settings(f"ablation {slug}", Method("joint", change.search))
     run_script("search.py", *settings)
     folder = ROOT / next(s for s in settings if s.startswith("run=")).removeprefix("run=")

@@ -5,11 +5,12 @@ writes what came of it at each budget to docs/results/headline.json (and .md, .p
 net's bytes in F16. Everything goes through `train.py` and `search.py`, which go on where they stopped, and so does
 this: seeds that are finished are read, not run, and all that were ever run are recorded.
 
-Equal FLOPs: the largest net trained alone, which all methods without a supernet begin with, gets as many more steps as
-the supernet cost, gates included; the supernet for structure alone takes the same steps; and each net that ships is
-fine-tuned with the same FLOPs, smaller nets for more steps. All searches minimize what the loss is expected to be after
-that (`tuned_loss`). So both shares are equal: the first is paid once for all budgets (`costs[].shared`), the second for
-each (`costs[].each`); `costs[].divided` is one net's part of both.
+Equal FLOPs: all methods go on from the same run of the largest net alone, at a constant learning rate. From there
+the joint supernet takes `--joint-steps` over which the rate falls, gates included; the largest net trained alone, which
+all methods without a supernet begin with, takes the steps that cost the same; the supernet for structure alone as many
+as the joint one. Each net that ships is fine-tuned with the same FLOPs, smaller nets for more steps. All searches
+minimize the same objectives. So both shares are equal: the first is paid once for all budgets (`costs[].shared`), the
+second for each (`costs[].each`); `costs[].divided` is one net's part of both.
 """
 
 import argparse
@@ -52,6 +53,7 @@ METHODS = {
     ),
     "structure only": Method("structure", ("evolution=structure",)),
 }
+ALONE = ("schedule.joint_steps=0", "gates.budgets_mb=[]")
 RIVALS = ("uniform QAT", "uniform PTQ", "llama.cpp")  # of the largest net trained alone, see headline_rivals.py
 
 
@@ -60,14 +62,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--experiment", default="llama_like")
-    parser.add_argument("--alone-steps", type=int, default=1400)
-    parser.add_argument("--joint-steps", type=int, default=160)
+    parser.add_argument("--trunk-steps", type=int, default=1600, help="of the largest net, before methods part")
+    parser.add_argument("--joint-steps", type=int, default=720)
     parser.add_argument("--tune-steps", type=int, default=150, help="of the largest net; smaller nets take more")
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--methods", nargs="+", default=[*METHODS, *RIVALS], choices=[*METHODS, *RIVALS])
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of train.py")
     parser.add_argument("--name", default="headline", help="of the runs and of docs/results/NAME.json")
+    parser.set_defaults(trunk=None)
     arguments = parser.parse_args()
     for seed in arguments.seeds:
         Grid(arguments, seed).run()
@@ -84,10 +87,16 @@ def main() -> None:
 
 
 class Grid:
-    """All cells of one seed."""
+    """All cells of one seed.
+
+    Args:
+        arguments: of `main`; `trunk` is the name of the grid whose trunk to go on from, None: its own.
+        seed: of everything.
+    """
 
     def __init__(self, arguments: argparse.Namespace, seed: int) -> None:
         self.arguments, self.seed = arguments, seed
+        self.trunk = ROOT / "runs" / f"{arguments.trunk or arguments.name}_trunk_s{seed}"
 
     def folder(self, run: str) -> Path:
         """Return the directory of a run."""
@@ -111,10 +120,10 @@ class Grid:
         self._search("joint", "alone")
         self.rivals()
         if any(method.run == "structure" for method in self.methods.values()):
-            self._train("structure", *self._steps, "schedule.vary=[width,switch]")
+            self._branch("structure", *self._joint_steps, "schedule.vary=[width,switch]")
             self._search("structure")
         if self.seed == 0:  # a second point of loss against FLOPs, for the cost of the whole
-            self._train_alone("shorter", 0.6)
+            self._train_alone("shorter", 0.5)
 
     def _search(self, *runs: str) -> None:
         for name, method in self.methods.items():
@@ -122,29 +131,33 @@ class Grid:
                 run_script("search.py", *self.search_settings(name, method))
 
     @property
-    def _steps(self) -> tuple[str, str]:
-        a = self.arguments
-        return f"schedule.alone_steps={a.alone_steps}", f"schedule.joint_steps={a.joint_steps}"
+    def _joint_steps(self) -> tuple[str, str]:
+        return "schedule.alone_steps=0", f"schedule.joint_steps={self.arguments.joint_steps}"
 
     def train_supernet(self) -> None:
-        """Train the joint supernet, unless that is done."""
-        self._train("joint", *self._steps)
+        """Train the trunk, unless it is another grid's, and the joint supernet."""
+        if self.arguments.trunk is None:
+            self._train(self.trunk, f"schedule.alone_steps={self.arguments.trunk_steps}", "schedule.decay=0", *ALONE)
+        self._branch("joint", *self._joint_steps)
 
-    def _train(self, run: str, *settings: str) -> None:
+    def _train(self, folder: Path, *settings: str) -> None:
         a = self.arguments
-        name = self.folder(run).name
-        run_script("train.py", f"+experiment={a.experiment}", f"name={name}", f"seed={self.seed}", *settings, *a.train)
+        run_script(
+            "train.py", f"+experiment={a.experiment}", f"name={folder.name}", f"seed={self.seed}", *settings, *a.train
+        )
+
+    def _branch(self, run: str, *settings: str) -> None:
+        trunk = self.trunk.relative_to(ROOT)
+        self._train(self.folder(run), f"model.init={trunk}", "schedule.warmup_steps=20", "schedule.decay=1", *settings)
 
     def _train_alone(self, run: str, share: float) -> None:
-        steps = round(share * self.alone_steps)
-        self._train(run, f"schedule.alone_steps={steps}", "schedule.joint_steps=0", "gates.budgets_mb=[]")
+        self._branch(run, f"schedule.alone_steps={round(share * self.alone_steps)}", *ALONE)
 
     @property
     def alone_steps(self) -> float:
-        """Steps of the largest net alone that take the FLOPs of the supernet."""
-        phases = {p["name"]: p for p in read_json(self.folder("joint") / "supernet" / "summary.json")["phases"]}
-        one = phases["alone"]["flops"] / phases["alone"]["steps"]
-        return sum(p["flops"] for p in phases.values()) / one
+        """Steps of the largest net alone that take the FLOPs of the supernet, from the trunk on."""
+        trunk, joint = (read_json(run / "supernet" / "summary.json") for run in (self.trunk, self.folder("joint")))
+        return float(joint["flops"] / trunk["flops"] * trunk["steps"])
 
     @property
     def sizes_mb(self) -> list[float]:

@@ -75,14 +75,15 @@ def costs(joint: Path, alone: Sequence[Path], search: str, seed: int) -> dict[st
     )
     n_choices = sum(len(gene.choices) - 1 for gene in supernet.space)
     profiled = n_choices * settings["sensitivity"]["sequences"] * largest
+    shared = _flops(joint)
     found: dict[str, Any] = {
         "seed": seed,
-        "shared": summary["flops"],
+        "shared": shared,
         "search": evaluated + profiled,
         "each": tuning,
         "nets": len(finalists),
-        "whole": summary["flops"] + evaluated + profiled + len(finalists) * tuning,
-        "divided": summary["flops"] / max(1, len(finalists)) + tuning,
+        "whole": shared + evaluated + profiled + len(finalists) * tuning,
+        "divided": shared / max(1, len(finalists)) + tuning,
         "largest_valid_loss": summary["table"][0]["valid_loss"],
     }
     points = sorted((_loss(run), _flops(run)) for run in alone if (run / "supernet" / "summary.json").exists())
@@ -99,7 +100,8 @@ def _loss(run: Path) -> float:
 
 
 def _flops(run: Path) -> float:
-    return float(read_json(run / "supernet" / "summary.json")["flops"])
+    summary = read_json(run / "supernet" / "summary.json")
+    return float(summary["flops"] + summary["flops_before"])
 
 
 def _settings(folder: Path) -> Any:

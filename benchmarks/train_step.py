@@ -15,9 +15,10 @@ from supernet.config import build
 from supernet.flops import forward_flops, subnet_flops
 from supernet.sandwich import Schedule
 from supernet.subnet import extract
-from supernet.training import sandwich_loss
+from supernet.training import joint_loss
 
 VOCABULARY = 1024
+SANDWICH = ("schedule.alone_steps=0", "schedule.largest_every=1", "schedule.smallest_every=1")
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = compose("train", "+experiment=llama_like", "schedule.smallest_every=1", "schedule.alone_steps=0")
+    config = compose("train", "+experiment=llama_like", *SANDWICH)
     schedule = build(config.schedule, gate_every=0)
     assert isinstance(schedule, Schedule)
     supernet = make_supernet(config, VOCABULARY)
@@ -36,7 +37,7 @@ def main() -> None:
     plain = plain_llama(largest)
     batch = torch.randint(VOCABULARY, (config.batch_size, length + 1))
     optimizers = [build(config.optimizer)(list(m.parameters())) for m in (plain, supernet)]
-    subnets = [[a for _, a in schedule.subnets(space, 0, step)] for step in range(arguments.repeats)]
+    subnets = [schedule.subnets(space, 0, step) for step in range(arguments.repeats)]
 
     def plain_step(_: int) -> None:
         loss = plain(input_ids=batch[:, :-1], labels=batch[:, :-1]).loss
@@ -46,7 +47,7 @@ def main() -> None:
         optimizers[0].zero_grad()
 
     def sandwich_step(repeat: int) -> None:
-        loss, _ = sandwich_loss(supernet, batch, subnets[repeat], schedule.student_weight, schedule.student_gap)
+        loss, _ = joint_loss(supernet, batch, subnets[repeat], schedule, torch.tensor(torch.inf))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(supernet.parameters(), 1.0)
         optimizers[1].step()
@@ -54,7 +55,7 @@ def main() -> None:
 
     seconds = interleaved({"plain": plain_step, "sandwich": sandwich_step}, arguments.repeats, warmup=3)
     whole = forward_flops(largest, length)
-    shares = [sum(subnet_flops(supernet, a, length) for a in step) / whole for step in subnets]
+    shares = [sum(subnet_flops(supernet, a, length) for _, a in step) / whole for step in subnets]
     ratios = [s / p for s, p in zip(seconds["sandwich"], seconds["plain"], strict=True)]
     record(
         "train_step",

@@ -54,15 +54,15 @@ def phase_flops(supernet: Supernet, schedule: Schedule, seed: int, n_tokens: int
     """Return phase -> FLOPs of all its steps, per sequence of `n_tokens` that a step takes.
 
     A weight step trains the subnets of the schedule; in-place distillation reads the largest one's forward pass,
-    which is there already. A gate step trains the relaxed net: all of the largest, whatever the gates say.
+    which is there already. A gate step trains the relaxed net, all of the largest, on its share of the sequences.
     """
     largest = subnet_flops(supernet, supernet.space.decode(supernet.space.largest), n_tokens)
     known: dict[tuple[object, ...], float] = {}  # largest and smallest train again and again
-    total = dict.fromkeys(("alone", "sandwich", "gates"), 0.0)
+    total = dict.fromkeys(("alone", "joint", "gates"), 0.0)
     for step in range(schedule.steps):
         kind = schedule.kind(step)
         if kind == "gates":
-            total[kind] += TRAINING * largest
+            total[kind] += TRAINING * largest * schedule.gate_share
             continue
         for _, architecture in schedule.subnets(supernet.space, seed, step):
             key = tuple(architecture.values())

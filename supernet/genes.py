@@ -21,6 +21,7 @@ Genome = tuple[int, ...]
 Architecture = dict[str, Value]
 Kind = Literal["width", "switch", "format"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+NO_FLOOR: Mapping[Kind, float] = {}
 
 
 @dataclass(frozen=True)
@@ -172,23 +173,18 @@ class SearchSpace:
         off = self._off(genome)
         return [i for i in range(len(self.genes)) if i not in off]
 
-    def sample(self, rng: np.random.Generator, kept: float = 0.0) -> Genome:
-        """Draw a genome, every gene uniform and independent; a share `kept` of the switches is on without a draw."""
+    def sample(self, rng: np.random.Generator, floor: Mapping[Kind, float] = NO_FLOOR) -> Genome:
+        """Draw a genome, genes uniform and independent; `floor`: kind -> share of its cheapest choices left out."""
+        sizes = [(len(g.choices), floor.get(g.kind, 0.0)) for g in self.genes]
+        return self.canonical([int(rng.integers(min(n - 1, int(share * n)), n)) for n, share in sizes])
 
-        def draw(gene: Gene) -> int:
-            last = len(gene.choices) - 1
-            return last if kept and gene.kind == "switch" and rng.random() < kept else int(rng.integers(last + 1))
-
-        return self.canonical([draw(gene) for gene in self.genes])
-
-    def sample_spread(self, rng: np.random.Generator, kept: float = 0.0) -> Genome:
+    def sample_spread(self, rng: np.random.Generator, floor: Mapping[Kind, float] = NO_FLOOR) -> Genome:
         """Draw a genome whose mean level is uniform: the level of each kind first, then genes around it.
 
         Independent draws have a mean that hardly varies with many genes, so extreme budgets would never be seen
-        (LLM-QFA, arXiv 2405.20202, section 3.3). At least a share `kept` of the switches is on, in the mean.
+        (LLM-QFA, arXiv 2405.20202, section 3.3). `floor`: kind -> least mean level.
         """
-        level = {kind: rng.random() for kind in ("width", "format", "switch")}
-        level["switch"] = kept + (1 - kept) * level["switch"]
+        level = {kind: (low := floor.get(kind, 0.0)) + (1 - low) * rng.random() for kind in KINDS}
         indices = []
         for gene in self.genes:
             n = len(gene.choices)

@@ -25,7 +25,7 @@ class Metrics(L.Callback):
     def __init__(self, path: Path, schedule: Schedule, tokens_per_step: int) -> None:
         self.path, self.schedule, self.tokens_per_step = path, schedule, tokens_per_step
         self.rows: list[dict[str, Any]] = []
-        self.seconds = {"alone": 0.0, "sandwich": 0.0, "gates": 0.0}
+        self.seconds = {"alone": 0.0, "joint": 0.0, "gates": 0.0}
         self.latest: dict[str, Any] = {}  # of every value; not every step has each of them
         self._started = 0.0
 

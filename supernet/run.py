@@ -129,9 +129,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def described(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the configuration describes the supernet, wherever its weights come from."""
+    return {key: value for key, value in model.items() if key != "init"}
+
+
 def build_supernet(model: Mapping[str, Any], vocab_size: int) -> Supernet:
     """Build a supernet from its configuration; its targets must occur in `conf/`."""
-    supernet = build(OmegaConf.create(dict(model)), vocab_size=vocab_size)
+    supernet = build(OmegaConf.create(described(model)), vocab_size=vocab_size)
     if not isinstance(supernet, Supernet):
         supernet = supernet()
     if not isinstance(supernet, Supernet):
@@ -148,7 +153,7 @@ def save_supernet(folder: Path, supernet: Supernet, model: Mapping[str, Any]) ->
         save_file(weights, temporary, metadata={"format": "pt"})
     write_json(
         folder / SPACE,
-        {"model": dict(model), "vocab_size": supernet.vocab_size, "genes": supernet.space.to_json()},
+        {"model": described(model), "vocab_size": supernet.vocab_size, "genes": supernet.space.to_json()},
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +21,7 @@ from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Genome
 from supernet.hardware import read_model
+from supernet.initial import flops_before, initial_supernet
 from supernet.losses import evaluate
 from supernet.metrics import Metrics
 from supernet.model import Supernet
@@ -31,8 +32,8 @@ from supernet.run import (
     SUMMARY,
     TOKENIZER,
     already_finished,
-    build_supernet,
     claim,
+    described,
     gates_json,
     locked,
     save_supernet,
@@ -81,7 +82,7 @@ def _check(config: DictConfig) -> None:
         raise UserError(
             f"sequence_length={config.sequence_length} exceeds model.context_length={config.model.context_length}"
         )
-    check(config)
+    check({**config, "model": described(config.model)})
     build(config.schedule)
     check_trainer(config.trainer)
 
@@ -94,10 +95,8 @@ def prepare_data(config: DictConfig) -> TokenData:
 
 
 def make_supernet(config: DictConfig, data: TokenData) -> Supernet:
-    """Build the supernet with weights drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.seed, "weights"))
-        return build_supernet(cast(dict[str, Any], _plain(config.model)), data.vocab_size)
+    """Build the supernet with its initial weights."""
+    return initial_supernet(_plain(config.model), data, config.seed)
 
 
 def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
@@ -138,7 +137,7 @@ def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenD
         data,
         schedule.steps,
         lambda step: "gate" if schedule.kind(step) == "gates" else "train",
-        config.seed,
+        derive(config.seed, "continued") if config.model.get("init") else config.seed,
         config.batch_size,
         config.sequence_length,
     )
@@ -164,7 +163,7 @@ def _logger(config: DictConfig, run: Run) -> Any:
 def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData, metrics: Metrics) -> None:
     """Evaluate, and leave what the search reads; summary.json, written last, says that all is there."""
     folder, supernet = run.folder / "supernet", training.supernet.eval()
-    save_supernet(folder, supernet, cast(dict[str, Any], _plain(config.model)))
+    save_supernet(folder, supernet, _plain(config.model))
     write_text(folder / TOKENIZER, data.tokenizer_json)
     write_json(folder / DATA, data.describe())
     gates = training.gates if training.budgets else None
@@ -189,6 +188,7 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
         "tokens": sum(phase["tokens"] for phase in phases),
         "seconds": round(sum(metrics.seconds.values()), 1),
         "flops": sum(phase["flops"] for phase in phases),
+        "flops_before": flops_before(config.model),
         "phases": phases,
         "threads": torch.get_num_threads(),
         "device": str(training.device),
@@ -217,7 +217,7 @@ def _phases(
             "name": name,
             "steps": kinds[name],
             "seconds": round(seconds[name], 1),
-            "tokens": kinds[name] * sequences * n_tokens,
+            "tokens": round(kinds[name] * sequences * n_tokens * (schedule.gate_share if name == "gates" else 1)),
             "flops": sequences * flops[name],
         }
         for name in seconds

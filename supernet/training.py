@@ -1,4 +1,4 @@
-"""The LightningModule: weight steps by the sandwich rule, gate steps on their own split.
+"""The LightningModule: weight steps of the nets that the schedule names, gate steps on their own split.
 
 One optimizer with three parameter groups serves both kinds of step: AdamW skips what has no gradient, so
 a weight step leaves the gates alone and a gate step the weights.
@@ -60,6 +60,7 @@ class SupernetTraining(L.LightningModule):
     """
 
     multipliers: Tensor
+    largest_loss: Tensor  # latest next-token loss of the largest net
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class SupernetTraining(L.LightningModule):
         self.budgets, self.gate_lr = tuple(budgets), gate_lr
         self.multiplier_lr, self.entropy_weight = multiplier_lr, entropy_weight
         self.register_buffer("multipliers", torch.zeros(max(1, len(self.budgets))))
+        self.register_buffer("largest_loss", torch.tensor(math.inf))
         self.gate_history: list[dict[str, Any]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -119,15 +121,17 @@ class SupernetTraining(L.LightningModule):
 
     def _weight_loss(self, batch: Tensor) -> Tensor:
         subnets = self.schedule.subnets(self.supernet.space, self.seed, self.global_step)
-        architectures, schedule = [a for _, a in subnets], self.schedule
-        loss, shown = sandwich_loss(self.supernet, batch, architectures, schedule.student_weight, schedule.distillation)
+        loss, shown = joint_loss(self.supernet, batch, subnets, self.schedule, self.largest_loss)
         for (role, _), value in zip(subnets, shown, strict=True):
             self._show(f"loss_{role}", value)
+            if role == "largest":
+                self.largest_loss.copy_(value.detach())
         return loss
 
     def _gate_loss(self, batch: Tensor) -> Tensor:
         """Return loss + multiplier x relative excess of the expected cost + entropy, for the set whose turn it is."""
         step = self.global_step
+        batch = batch[: math.ceil(self.schedule.gate_share * len(batch))]
         index = step // self.schedule.gate_every % self.gates.n_sets
         noise = torch.Generator().manual_seed(derive(self.seed, "gumbel", step))
         temperature = self.schedule.gumbel_temperature(step)
@@ -184,43 +188,44 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     return [{"params": decays[True]}, {"params": decays[False], "weight_decay": 0.0}]
 
 
-def sandwich_loss(
+def joint_loss(
     supernet: Supernet,
     batch: Tensor,
-    architectures: Sequence[Architecture],
-    student_weight: float,
-    student_gap: float = math.inf,
-    distillation: bool = True,
+    subnets: Sequence[tuple[str, Architecture]],
+    schedule: Schedule,
+    largest_loss: Tensor,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the weighted sum of the losses of some subnets on a batch, and the next-token loss of each.
 
-    The first is the teacher: it learns the next token, all others its predictions (in-place distillation).
+    The gradient of a hopeless net is several times the largest's, and clipping would leave of that one next to
+    nothing: hence `student_gap`.
 
     Args:
         supernet: whose weights they share.
         batch: token ids (batch, tokens + 1).
-        architectures: hard choices for every gene, the largest first.
-        student_weight: of the losses after the first.
-        student_gap: nats behind the largest at which the weight of a smaller net is halved. The gradient of a hopeless
-            net is several times the largest's, and clipping would then leave of that one next to nothing.
-        distillation: else all learn the next token.
+        subnets: (role, hard choices for every gene). The largest, if it is there, comes first and teaches the others
+            (in-place distillation).
+        schedule: `student_weight`, `student_gap` and `distillation` are read.
+        largest_loss: next-token loss of the largest net in an earlier step, where it has no part in this one.
     """
     tokens, targets = batch[:, :-1], batch[:, 1:]
-    logits = supernet(tokens, architectures[0])
-    largest = total = next_token_loss(logits, targets)
-    shown = [largest]
-    if len(architectures) > 1:
-        teacher = logits.detach().float().softmax(-1)
-        for smaller in architectures[1:]:
-            students = supernet(tokens, smaller)
-            if distillation:
-                loss, next_token = distillation_loss(students, teacher, targets)
-            else:
-                loss = next_token = next_token_loss(students, targets)
-            gap = (next_token.detach() - largest.detach()).clamp_min(0)
-            total = total + student_weight / (1 + gap / student_gap) * loss
-            shown.append(next_token)
-    return total, shown
+    losses, shown, teacher = [], [], None
+    for role, architecture in subnets:
+        logits = supernet(tokens, architecture)
+        if role == "largest" or teacher is None:
+            loss = next_token = next_token_loss(logits, targets)
+        else:
+            loss, next_token = distillation_loss(logits, teacher, targets)
+        if role == "largest":
+            weight: float | Tensor = 1.0
+            largest_loss = next_token.detach()
+            teacher = logits.detach().float().softmax(-1) if schedule.distillation and len(subnets) > 1 else None
+        else:
+            gap = (next_token.detach() - largest_loss).clamp_min(0)
+            weight = schedule.student_weight / (1 + gap / schedule.student_gap)
+        losses.append(weight * loss)
+        shown.append(next_token)
+    return torch.stack(losses).sum(), shown
 
 
 def rounded_probabilities(gates: Gates) -> list[list[list[float]]]:

@@ -119,7 +119,7 @@ def test_experiments_build(group, name):
     check_budgets(supernet.space, supernet, list(config.gates.budgets_mb))
     Gates(supernet.space, max(1, len(config.gates.budgets_mb)), config.gates.keep_bias)
     schedule = build(config.schedule)
-    assert {schedule.kind(step) for step in range(schedule.steps)} == {"alone", "sandwich", "gates"}
+    assert {schedule.kind(step) for step in range(schedule.steps)} == {"alone", "joint", "gates"}
     tokens = torch.zeros(1, 3, dtype=torch.int64, device="meta")
     logits = supernet(tokens, supernet.space.decode(supernet.space.smallest))
     assert logits.shape == (1, 3, vocab_size)

@@ -54,10 +54,10 @@ def test_phases_add_up_the_subnets_of_every_step(tiny_supernet):
     space = tiny_supernet.space
     whole = forward_flops(extract(tiny_supernet, space.largest), N)
     kinds = [SCHEDULE.kind(step) for step in range(SCHEDULE.steps)]
-    assert {"alone", "sandwich", "gates"} == set(kinds)
-    joint = [a for step, kind in enumerate(kinds) if kind == "sandwich" for _, a in SCHEDULE.subnets(space, 5, step)]
+    assert {"alone", "joint", "gates"} == set(kinds)
+    joint = [a for step, kind in enumerate(kinds) if kind == "joint" for _, a in SCHEDULE.subnets(space, 5, step)]
     assert phase_flops(tiny_supernet, SCHEDULE, 5, N) == {
         "alone": 3 * whole * kinds.count("alone"),
-        "sandwich": pytest.approx(3 * sum(forward_flops(extract(tiny_supernet, space.encode(a)), N) for a in joint)),
-        "gates": 3 * whole * kinds.count("gates"),
+        "joint": pytest.approx(3 * sum(forward_flops(extract(tiny_supernet, space.encode(a)), N) for a in joint)),
+        "gates": 3 * whole * kinds.count("gates") * SCHEDULE.gate_share,
     }

@@ -12,7 +12,7 @@ from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.hardware import HardwareModel, Probe, probe_genomes
 from supernet.run import gates_json
-from supernet.training import SupernetTraining, check_budgets, sandwich_loss
+from supernet.training import SupernetTraining, check_budgets, joint_loss
 from tests.supernet.schedule import SCHEDULE
 
 
@@ -98,12 +98,19 @@ def test_budgets_that_cannot_be_met(tiny_supernet, model):
 
 def test_a_hopeless_net_weighs_less(tiny_supernet):
     space, batch = tiny_supernet.space, torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(1))
-    architectures = [space.decode(space.largest), space.decode(space.smallest)]
+    subnets = [("largest", space.decode(space.largest)), ("smallest", space.decode(space.smallest))]
+    schedule, never = replace(SCHEDULE, student_weight=1.0, distillation=False), torch.tensor(torch.inf)
     for parameter in tiny_supernet.layers[0].parameters():  # so that the two differ
         torch.nn.init.normal_(parameter, std=0.5)
-    (alone, _), (plain, shown) = (
-        sandwich_loss(tiny_supernet, batch, a, 1.0) for a in (architectures[:1], architectures)
-    )
+
+    def loss(subnets, schedule, largest_loss=never):
+        return joint_loss(tiny_supernet, batch, subnets, schedule, largest_loss)
+
+    (alone, _), (plain, shown) = loss(subnets[:1], schedule), loss(subnets, schedule)
     gap = max(0.0, (shown[1] - shown[0]).item())
-    damped, _ = sandwich_loss(tiny_supernet, batch, architectures, 1.0, student_gap=0.01)
+    narrow = replace(schedule, student_gap=0.01)
+    damped, _ = loss(subnets, narrow)
     assert (damped - alone).item() == pytest.approx((plain - alone).item() / (1 + gap / 0.01), rel=1e-4)
+    by_itself, _ = loss(subnets[1:], narrow, largest_loss=alone)
+    assert by_itself.item() == pytest.approx(shown[1].item() / (1 + gap / 0.01), rel=1e-4)
+    assert loss(subnets[1:], narrow)[0].item() == pytest.approx(shown[1].item())  # no largest net trained so far
