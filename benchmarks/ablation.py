@@ -26,7 +26,7 @@ class Change:
 
 
 SANDWICH = ("schedule.largest_every=1", "schedule.smallest_every=4", "schedule.student_weight=0.5")
-SANDWICH += ("schedule.joint_steps=326",)  # FLOPs as of 720 steps of one net each
+SANDWICH += ("schedule.joint_steps=307",)  # FLOPs as of 667 steps of one net each
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 CHANGES = {
     "as shipped": Change(),
@@ -35,6 +35,7 @@ CHANGES = {
     "no gate training": Change(train=("gates.budgets_mb=[]",)),
     "sandwich rule": Change(train=SANDWICH),
     "sampled nets drop blocks": Change(train=("schedule.floor.switch=0.75",)),
+    "sampled nets of all widths": Change(train=("schedule.floor.width=0",)),
     "no mean level first": Change(train=("schedule.spread=false",)),
     "formats opened high to low": Change(train=("schedule.inherit=0.5",)),
     "activations emulated": Change(train=("model.emulate_activations=true", "model.kv_format=F16")),
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--experiment", default="llama_like")
     parser.add_argument("--trunk-steps", type=int, default=1600)
-    parser.add_argument("--joint-steps", type=int, default=720)
+    parser.add_argument("--joint-steps", type=int, default=667)
     parser.add_argument("--tune-steps", type=int, default=150)
     parser.add_argument("--evaluations", type=int, default=400)
     arguments = parser.parse_args()

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--experiment", default="llama_like")
     parser.add_argument("--trunk-steps", type=int, default=1600, help="of the largest net, before methods part")
-    parser.add_argument("--joint-steps", type=int, default=720)
+    parser.add_argument("--joint-steps", type=int, default=667)
     parser.add_argument("--tune-steps", type=int, default=150, help="of the largest net; smaller nets take more")
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--methods", nargs="+", default=[*METHODS, *RIVALS], choices=[*METHODS, *RIVALS])
@@ -179,7 +179,7 @@ class Grid:
             "finetune.equal_flops=true",
             f"budget.size_mb={max(self.sizes_mb)}",
             "finalist_share=0.9",  # of the smallest size: what is smaller is of no use
-            "objective=[tuned_loss,size_mb]",
+            "objective=[loss,size_mb]",
             "baselines=false",
             "n_measured=1",
             *method.settings,

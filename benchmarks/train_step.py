@@ -47,7 +47,7 @@ def main() -> None:
         optimizers[0].zero_grad()
 
     def sandwich_step(repeat: int) -> None:
-        loss, _ = joint_loss(supernet, batch, subnets[repeat], schedule, torch.tensor(torch.inf))
+        loss, _ = joint_loss(supernet, batch, subnets[repeat], schedule)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(supernet.parameters(), 1.0)
         optimizers[1].step()

@@ -60,7 +60,6 @@ class SupernetTraining(L.LightningModule):
     """
 
     multipliers: Tensor
-    largest_loss: Tensor  # latest next-token loss of the largest net
 
     def __init__(
         self,
@@ -80,7 +79,6 @@ class SupernetTraining(L.LightningModule):
         self.budgets, self.gate_lr = tuple(budgets), gate_lr
         self.multiplier_lr, self.entropy_weight = multiplier_lr, entropy_weight
         self.register_buffer("multipliers", torch.zeros(max(1, len(self.budgets))))
-        self.register_buffer("largest_loss", torch.tensor(math.inf))
         self.gate_history: list[dict[str, Any]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -121,11 +119,9 @@ class SupernetTraining(L.LightningModule):
 
     def _weight_loss(self, batch: Tensor) -> Tensor:
         subnets = self.schedule.subnets(self.supernet.space, self.seed, self.global_step)
-        loss, shown = joint_loss(self.supernet, batch, subnets, self.schedule, self.largest_loss)
+        loss, shown = joint_loss(self.supernet, batch, subnets, self.schedule)
         for (role, _), value in zip(subnets, shown, strict=True):
             self._show(f"loss_{role}", value)
-            if role == "largest":
-                self.largest_loss.copy_(value.detach())
         return loss
 
     def _gate_loss(self, batch: Tensor) -> Tensor:
@@ -193,12 +189,12 @@ def joint_loss(
     batch: Tensor,
     subnets: Sequence[tuple[str, Architecture]],
     schedule: Schedule,
-    largest_loss: Tensor,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the weighted sum of the losses of some subnets on a batch, and the next-token loss of each.
 
-    The gradient of a hopeless net is several times the largest's, and clipping would leave of that one next to
-    nothing: hence `student_gap`.
+    Beside the largest, the gradient of a hopeless net is several times as long, and clipping would leave of the largest's
+    next to nothing: hence `student_gap`. A net by itself has its whole weight: its loss says as much of the batch as of
+    the net, and hard batches must not count for less.
 
     Args:
         supernet: whose weights they share.
@@ -206,23 +202,20 @@ def joint_loss(
         subnets: (role, hard choices for every gene). The largest, if it is there, comes first and teaches the others
             (in-place distillation).
         schedule: `student_weight`, `student_gap` and `distillation` are read.
-        largest_loss: next-token loss of the largest net in an earlier step, where it has no part in this one.
     """
     tokens, targets = batch[:, :-1], batch[:, 1:]
     losses, shown, teacher = [], [], None
     for role, architecture in subnets:
         logits = supernet(tokens, architecture)
-        if role == "largest" or teacher is None:
+        if teacher is None:
             loss = next_token = next_token_loss(logits, targets)
         else:
             loss, next_token = distillation_loss(logits, teacher, targets)
-        if role == "largest":
-            weight: float | Tensor = 1.0
-            largest_loss = next_token.detach()
-            teacher = logits.detach().float().softmax(-1) if schedule.distillation and len(subnets) > 1 else None
-        else:
-            gap = (next_token.detach() - largest_loss).clamp_min(0)
-            weight = schedule.student_weight / (1 + gap / schedule.student_gap)
+        weight: float | Tensor = 1.0 if role == "largest" else schedule.student_weight
+        if role == "largest" and schedule.distillation and len(subnets) > 1:
+            teacher = logits.detach().float().softmax(-1)
+        elif subnets[0][0] == "largest" and shown:
+            weight = weight / (1 + (next_token.detach() - shown[0].detach()).clamp_min(0) / schedule.student_gap)
         losses.append(weight * loss)
         shown.append(next_token)
     return torch.stack(losses).sum(), shown

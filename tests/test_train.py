@@ -172,3 +172,25 @@ def test_a_sweep_with_weights_and_biases_as_typed_in_a_shell(place):
         assert list((place.runs / name / "wandb").glob("offline-run-*/run-*.wandb"))
     assert result(place.runs / "swept_seed=0") == result(place.trained)
     assert result(place.runs / "swept_seed=1") != result(place.trained)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_another(place):
+    trunk = place.trained
+    before = read(trunk / "supernet" / "summary.json")
+    short = ("schedule.alone_steps=2", "schedule.joint_steps=0", "gates.budgets_mb=[]", "optimizer.lr=1e-9")
+    place.train("name=branch", f"model.init={trunk}", *short, "model.scales.Q4_0=learned").fine  # noqa: B018
+    summary = read(place.runs / "branch" / "supernet" / "summary.json")
+    assert summary["flops_before"] == before["flops"] and before["flops_before"] == 0
+    losses = [each["table"][0]["valid_loss"] for each in (before, summary)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # two steps that hardly move
+    assert "init" not in read(place.runs / "branch" / "supernet" / "space.json")["model"]
+
+    refusals = {
+        "model.init=runs/nowhere": "model.init: runs/nowhere does not exist",
+        "model.n_layers=3": "another shape; model and model.blocks must agree",
+        "data.vocab_size=280": "another tokenizer; set data.tokenizer_file",
+    }
+    for override, message in refusals.items():
+        assert message in place.train("name=other", f"model.init={trunk}", *short, override).error
+    assert not (place.runs / "other").exists()
