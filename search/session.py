@@ -15,7 +15,6 @@ from search import allocation
 from search.candidate import Proposal
 from search.evolution import Evolution
 from search.hardware import measure_hardware
-from search.objectives.quality import TunedLoss
 from search.profile import SENSITIVITY, Profile
 from search.scoring import HARDWARE, Scorer, make_scorer
 from search.sensitivity import measure_sensitivity
@@ -142,7 +141,7 @@ class Search:
 
         def solve(n: int) -> list[tuple[str, Genome]]:
             kinds = check_kinds(self.config.evolution.get("vary", KINDS), "evolution.vary")
-            program = allocation.Allocation(profile.space, self._expected_rises(profile), scorer.known, kinds)
+            program = allocation.Allocation(profile.space, profile.rises, scorer.known, kinds)
             held = [
                 {name: bound for name, bound in scorer.bounds(target).items() if name in self.cost_bounds}
                 for target in scorer.targets
@@ -158,17 +157,6 @@ class Search:
             return [*found, *rest][: max(n, len(found))]
 
         return solve
-
-    def _expected_rises(self, profile: Profile) -> allocation.Rises:
-        """Return the rises of the loss, or what of them is left after fine-tuning where that is the objective."""
-        tuned = self.scorer.objectives.get(TunedLoss.name)
-        if not isinstance(tuned, TunedLoss):
-            return profile.rises
-        shares = {g.name: tuned.formats if g.kind == "format" else tuned.structure for g in profile.space}
-        return {
-            name: [None if rise is None else shares[name] * rise for rise in rises]
-            for name, rises in profile.rises.items()
-        }
 
     def shipyard(self) -> Shipyard:
         """Return what tunes, measures and ships."""

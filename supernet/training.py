@@ -192,9 +192,9 @@ def joint_loss(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the weighted sum of the losses of some subnets on a batch, and the next-token loss of each.
 
-    Beside the largest, the gradient of a hopeless net is several times as long, and clipping would leave of the largest's
-    next to nothing: hence `student_gap`. A net by itself has its whole weight: its loss says as much of the batch as of
-    the net, and hard batches must not count for less.
+    Beside the largest, the gradient of a hopeless net is several times as long, and clipping would leave of the
+    largest's next to nothing: hence `student_gap`. A net by itself has its whole weight: its loss says as much of the
+    batch as of the net, and hard batches must not count for less.
 
     Args:
         supernet: whose weights they share.

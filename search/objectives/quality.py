@@ -4,7 +4,6 @@ import torch
 
 from search.evaluation import Evaluation
 from search.objectives import NetObjective
-from supernet.errors import UserError
 from supernet.losses import first_quarter, late_loss, worst_slice
 
 
@@ -39,35 +38,6 @@ class QuantizationLoss(NetObjective):
     def score(self, evaluation: Evaluation) -> float:
         """Return the difference."""
         return evaluation.quality[0] - evaluation.full_precision_loss
-
-
-class TunedLoss(NetObjective):
-    """What the loss is expected to be after fine-tuning, in nats: that of the largest net and what remains of the rise.
-
-    Fine-tuning wins back a larger part of what a smaller structure costs than of what coarser formats do, so inherited
-    losses by themselves favor large nets in few bits.
-
-    Args:
-        structure: share of a structure's rise (its loss in F16 less the largest net's) that fine-tuning leaves.
-        formats: share of `quantization_loss` that it leaves.
-
-    Raises:
-        UserError: a share is negative.
-    """
-
-    name = "tuned_loss"
-
-    def __init__(self, structure: float, formats: float) -> None:
-        if structure < 0 or formats < 0:
-            raise UserError(f"tuned_loss: shares must be 0 or more, got {structure} and {formats} (conf/objective/)")
-        self.structure, self.formats = structure, formats
-
-    def score(self, evaluation: Evaluation) -> float:
-        """Return the expectation."""
-        space = evaluation.evaluator.trained.space
-        largest = evaluation.evaluator.full_precision_loss(space.decode(space.largest))
-        whole = evaluation.full_precision_loss
-        return largest + self.structure * (whole - largest) + self.formats * (evaluation.quality[0] - whole)
 
 
 class LongContextGap(NetObjective):

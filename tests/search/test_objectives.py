@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from search.evaluation import Evaluator
 from search.objectives import TargetObjective, score_name
 from search.objectives.cost import BuildFailure, Decode, KVBytesPerToken, PeakMemory, Size
-from search.objectives.quality import Error, LongContextGap, Loss, QuantizationLoss, TunedLoss, WorstSliceLoss
+from search.objectives.quality import Error, LongContextGap, Loss, QuantizationLoss, WorstSliceLoss
 from supernet.config import CONF, build
 from supernet.errors import UserError
 from supernet.subnet import extract
@@ -75,18 +75,6 @@ def test_quantization_loss_is_against_the_structure_in_f16(supernet_of, rows):
         wanted = evaluation.quality[0] - f16.double().mean().item()
         assert QuantizationLoss().scores(evaluation) == {"quantization_loss": wanted}
     assert QuantizationLoss().score(evaluator.evaluation(supernet.space.largest)) == 0
-
-
-def test_the_tuned_loss_weighs_structure_and_formats(tiny_supernet, genomes, rows):
-    evaluator = Evaluator(tiny_supernet, rows, 5)
-    largest = evaluator.full_precision_loss(tiny_supernet.space.decode(tiny_supernet.space.largest))
-    for genome in genomes:
-        evaluation = evaluator.evaluation(genome)
-        assert TunedLoss(1.0, 1.0).score(evaluation) == pytest.approx(evaluation.quality[0])
-        assert TunedLoss(0.0, 0.0).score(evaluation) == largest
-        assert TunedLoss(1.0, 0.0).score(evaluation) == pytest.approx(evaluation.full_precision_loss)
-    with pytest.raises(UserError, match="tuned_loss: shares must be 0 or more"):
-        TunedLoss(-1, 0)
 
 
 def test_a_structure_is_scored_in_f16_once(tiny_supernet, rows, monkeypatch):

@@ -73,7 +73,12 @@ def test_sampled_nets_stay_above_the_floor(supernet_of, spread):
     schedule = replace(SCHEDULE, floor={"switch": 1.0, "format": 0.5}, spread=spread, smallest_every=0)
     drawn = [space.encode(a) for step in range(10, 40) for _, a in schedule.subnets(space, 0, step)[1:]]
     levels = {
-        kind: [k / max(1, len(g.choices) - 1) for genome in drawn for g, k in zip(space, genome, strict=True) if g.kind == kind]
+        kind: [
+            k / max(1, len(g.choices) - 1)
+            for genome in drawn
+            for g, k in zip(space, genome, strict=True)
+            if g.kind == kind
+        ]
         for kind in ("switch", "format", "width")
     }
     assert set(levels["switch"]) == {1.0}
