@@ -2,12 +2,13 @@
 
 `python benchmarks/ablation.py --seeds 0` takes the joint runs that headline.py made (or makes them), and trains again
 for the parts that training has, searches again for those that the search has. Same steps, same evaluations, one net
-fine-tuned for the budget; writes docs/results/ablation.json and .md. Goes on where it stopped.
+fine-tuned for the budget; writes docs/results/ablation.json, .md and .png. Goes on where it stopped.
 """
 
 import argparse
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import headline_table
@@ -25,8 +26,12 @@ class Change:
     search: tuple[str, ...] = ()
 
 
-SANDWICH = ("schedule.largest_every=1", "schedule.smallest_every=4", "schedule.student_weight=0.5")
-SANDWICH += ("schedule.joint_steps=307",)  # FLOPs as of 667 steps of one net each
+SANDWICH = (
+    "schedule.largest_every=1",
+    "schedule.smallest_every=4",
+    "schedule.student_weight=0.5",
+    "schedule.joint_steps=307",  # FLOPs as of 667 steps of one net each
+)
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 CHANGES = {
     "as shipped": Change(),
@@ -59,10 +64,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
     rows = [*_recorded({(row["seed"], row["change"]) for row in rows}), *rows]
-    content = {"settings": vars(arguments), "rows": rows, "effects": _effects(rows)}
-    record("ablation", content)
+    effects = _effects(rows)
+    record("ablation", {"settings": vars(arguments), "rows": rows, "effects": effects})
     with replacing(RESULTS / "ablation.md") as temporary:
-        temporary.write_text(_markdown(content["effects"]), encoding="utf-8")
+        temporary.write_text(_markdown(effects), encoding="utf-8")
+    draw(effects, RESULTS / "ablation.png")
 
 
 def _recorded(again: set[tuple[int, str]]) -> list[dict[str, Any]]:
@@ -106,6 +112,23 @@ def _effects(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         found.append({"change": change, **means, "rise": paired, "seeds": len(own)})
     return found
+
+
+def draw(effects: list[dict[str, Any]], path: Path) -> None:
+    """Draw the rise of the test loss with each change, a bar for the mean and a dot for each seed."""
+    from matplotlib.figure import Figure
+
+    shown = [e for e in effects if e["rise"] and any(e["rise"])][::-1]
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([e["change"] for e in shown], [statistics.fmean(e["rise"]) for e in shown], color="C0", alpha=0.5)
+    for row, effect in enumerate(shown):
+        axes.scatter(effect["rise"], [row] * len(effect["rise"]), s=14, color="C0")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("rise of the test loss over as shipped, nats (right: the part helps)")
+    axes.grid(axis="x", alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
 
 
 def _markdown(effects: list[dict[str, Any]]) -> str:

@@ -1,11 +1,11 @@
 """Does the supernet rank truly? Inherited loss against the loss of the same nets trained alone.
 
-`python benchmarks/ranking.py` draws 8 nets in each of 4 bins of equal bytes (within 3 %) from the space of
-runs/llama_like, no two of a bin with the same structure or the same formats, and trains each alone from fresh
-weights: the same batches for all, quantization-aware in its own formats, next-token loss. Both losses are of the
-same rows of the `valid` split, with rounded weights. Rank correlations are taken within bins, because over a wide
-range of sizes the number of parameters alone ranks almost perfectly; beside them stand the predictors that know
-only the number of weights, or of bytes.
+`python benchmarks/ranking.py` draws 8 nets in each of 3 bins of equal bytes (within 3 %) as the training of
+runs/llama_like draws them (spread over the levels above its `schedule.floor`), no two of a bin with the same structure
+or the same formats, and trains each alone from fresh weights: the same batches for all, quantization-aware in its own
+formats, next-token loss. Both losses are of the same rows of the `valid` split, with rounded weights. Rank correlations
+are taken within bins, because over a wide range of sizes the number of parameters alone ranks almost perfectly; beside
+them stand the predictors that know only the number of weights, or of bytes.
 
 Each stand-alone loss is kept in cache/ranking/ as soon as it is known: the same command goes on where it stopped,
 with more seeds or more nets in a bin it trains only what is new. Several runs (supernets of other seeds over the
@@ -21,7 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from supernet.data import TokenData
 from supernet.files import read_json, write_json, write_text
 from supernet.fitting import Batches, fit
 from supernet.formats import MB
-from supernet.genes import Genome
+from supernet.genes import Genome, Kind
 from supernet.losses import best_device, evaluate, next_token_loss
 from supernet.model import Supernet
 from supernet.randomness import derive, generator
@@ -126,14 +126,14 @@ def valid_loss(decoder: Decoder, data: TokenData, sequences: int, length: int) -
     return evaluate(decoder.to(device).eval().freeze_formats(), rows, 16)[0]
 
 
-def draw_bin(supernet: Supernet, size_mb: float, tolerance: float, n: int) -> list[Genome]:
+def draw_bin(supernet: Supernet, floor: Mapping[Kind, float], size_mb: float, tolerance: float, n: int) -> list[Genome]:
     """Return the first `n` genomes of about that size whose structures and whose formats are all different."""
     space, rng = supernet.space, generator(0, "ranking", round(1e6 * size_mb))
     formats = [gene.kind == "format" for gene in space]
     seen: set[tuple[bool, Genome]] = set()
     found: list[Genome] = []
     for _ in range(DRAWS):
-        genome = space.sample_spread(rng)
+        genome = space.sample_spread(rng, floor)
         size = float(supernet.n_bytes(space.decode(genome))) / MB
         if abs(size / size_mb - 1) > tolerance:
             continue
@@ -190,10 +190,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, nargs="+", default=[ROOT / "runs" / "llama_like"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--bins", type=float, nargs="+", default=[0.17, 0.237, 0.35, 0.5], help="shares of the largest")
+    parser.add_argument("--bins", type=float, nargs="+", default=[0.17, 0.237, 0.35], help="shares of the largest")
     parser.add_argument("--per-bin", type=int, default=8)
     parser.add_argument("--tolerance", type=float, default=0.03)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=128, help="of `valid`")
     parser.add_argument("--workers", type=int, default=2)
@@ -207,9 +207,10 @@ def main() -> None:
         parser.error("--run: the runs must share space and corpus")
     largest = float(supernet.n_bytes(supernet.space.decode(supernet.space.largest))) / MB
     bins = [share * largest for share in sorted(arguments.bins)]
-    nets = [(b, g) for b in bins for g in draw_bin(supernet, b, arguments.tolerance, arguments.per_bin)]
-
     trainer = Trainer(arguments.run[0], data)
+    floor = trainer.config.schedule.get("floor", {})
+    nets = [(b, g) for b in bins for g in draw_bin(supernet, floor, b, arguments.tolerance, arguments.per_bin)]
+
     settings = {key: getattr(arguments, key) for key in ("steps", "batch_size", "sequences")}
     cells = {(genome, seed): Cell(genome, seed, **settings) for _, genome in nets for seed in arguments.seeds}
     missing = [cell for cell in cells.values() if not trainer.path(cell).exists()]

@@ -204,7 +204,9 @@ def joint_loss(
         schedule: `student_weight`, `student_gap` and `distillation` are read.
     """
     tokens, targets = batch[:, :-1], batch[:, 1:]
-    losses, shown, teacher = [], [], None
+    losses: list[Tensor] = []
+    shown: list[Tensor] = []
+    teacher = None
     for role, architecture in subnets:
         logits = supernet(tokens, architecture)
         if teacher is None:

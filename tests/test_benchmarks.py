@@ -48,10 +48,12 @@ def test_the_table_shows_what_was_not_reached(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_the_effects_of_a_change_are_paired_by_seed():
+def test_the_effects_of_a_change_are_paired_by_seed(tmp_path):
     ablation = importlib.import_module("ablation")
     keys = ("test_loss", "accuracy", "inherited_test_loss", "largest_valid_loss")
     losses = {("as shipped", 0): 2.0, ("as shipped", 1): 2.5, ("other", 1): 2.6}
     rows = [{"change": c, "seed": s, **dict.fromkeys(keys, loss)} for (c, s), loss in losses.items()]
     effects = {e["change"]: e for e in ablation._effects(rows)}
     assert effects["as shipped"]["rise"] == [0, 0] and effects["other"]["rise"] == pytest.approx([0.1])
+    ablation.draw(list(effects.values()), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
