@@ -113,4 +113,4 @@ def test_a_hopeless_net_weighs_less(tiny_supernet):
     assert (damped - alone).item() == pytest.approx((plain - alone).item() / (1 + gap / 0.01), rel=1e-4)
     assert loss(subnets[1:], narrow)[0].item() == pytest.approx(shown[1].item())  # by itself
     taught, again = loss(subnets, replace(schedule, distillation=True))
-    assert again == shown and taught != plain
+    assert torch.stack(again).allclose(torch.stack(shown)) and taught.item() != plain.item()
