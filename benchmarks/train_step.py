@@ -18,7 +18,7 @@ from supernet.subnet import extract
 from supernet.training import joint_loss
 
 VOCABULARY = 1024
-SANDWICH = ("schedule.alone_steps=0", "schedule.largest_every=1", "schedule.smallest_every=1")
+SANDWICH = ("schedule.alone_steps=0", "schedule.largest_every=1", "schedule.smallest_every=1", "schedule.n_sampled=2")
 
 
 def main() -> None:
