@@ -16,6 +16,7 @@ def main(config: DictConfig) -> None:
     from supernet import stage  # late: --help should not wait for torch
     from supernet.run import leads
 
+    config = stage.with_shape(config)
     with stage.opened(config) as run:
         if run.finished:
             stage.say_finished(run)

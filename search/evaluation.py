@@ -21,7 +21,7 @@ from supernet.errors import UserError
 from supernet.formats import F16, MB
 from supernet.genes import Architecture, Genome
 from supernet.losses import mean_scores, token_divergences, token_scores
-from supernet.model import Supernet, rope_table
+from supernet.model import Supernet
 
 Costs = Callable[[Architecture], Mapping[str, Mapping[str, float]]]
 Builds = Callable[[Genome, str], bool]
@@ -30,7 +30,7 @@ CONTIGUOUS_SLICES = 8  # where the caller names none
 
 
 class TokenScores(NamedTuple):
-    """Of each token of a batch (rows, tokens): loss in nats, hit, and on hurdle rows KL(largest || network)."""
+    """Of each token of a batch (rows, tokens): loss in nats, hit, and where it is kept KL(largest || network)."""
 
     losses: Tensor
     hits: Tensor
@@ -47,6 +47,7 @@ class Evaluator:
         reuse_mb: bound on the bytes of the residual streams that are kept, in MB; 0 keeps none.
         hurdles: rows that each hurdle takes, ascending; they are spread over all rows. The largest net's
             log-probabilities on them are kept in float16: 2 bytes x tokens x vocabulary.
+        divergences: keep these of all rows, for `Evaluation.divergence`.
         slices: id of the slice of the corpus that each row (n,), or each target token (n, tokens), belongs to;
             by default the rows in order in `CONTIGUOUS_SLICES` equal parts.
         targets: names of the targets.
@@ -61,6 +62,7 @@ class Evaluator:
         batch_size: int,
         reuse_mb: float = 0,
         hurdles: Sequence[int] = (),
+        divergences: bool = False,
         slices: Tensor | None = None,
         targets: Sequence[str] = (),
         costs: Costs | None = None,
@@ -77,6 +79,7 @@ class Evaluator:
         order = spread_order(len(rows)) if hurdles else list(range(len(rows)))
         self.batches = [torch.tensor(order[a:b], device=rows.device) for a, b in pairwise(edges)]
         self._hurdle_batches = [edges.index(n) for n in hurdles]
+        self._diverging = len(self.batches) if divergences else max(self._hurdle_batches, default=0)
         self._recent: OrderedDict[Hashable, dict[int, TokenScores]] = OrderedDict()
         self._full_precision: dict[Hashable, float] = {}
 
@@ -97,9 +100,14 @@ class Evaluator:
 
     def divergence(self, genome: Genome, level: int) -> float:
         """Return the mean KL(largest || candidate) in nats per token on the rows of a hurdle, counted from 0."""
-        network = self.evaluation(genome).network
-        scores = [self.token_scores(network, batch) for batch in range(self._hurdle_batches[level])]
-        return torch.cat([s.divergences for s in scores if s.divergences is not None]).double().mean().item()
+        return self.mean_divergence(self.evaluation(genome).network, self._hurdle_batches[level])
+
+    def mean_divergence(self, network: Network, n_batches: int | None = None) -> float:
+        """Return the mean KL(largest || network) in nats per token on the first batches, or on all."""
+        n = len(self.batches) if n_batches is None else n_batches
+        assert n <= self._diverging, "an evaluator for divergence needs `divergences`"
+        found = (self.token_scores(network, batch).divergences for batch in range(n))
+        return torch.cat([d for d in found if d is not None]).double().mean().item()
 
     def losses(self, network: Network) -> tuple[Tensor, Tensor]:
         """Return loss (float32) and hit of each token of all rows, each (n, tokens)."""
@@ -114,7 +122,7 @@ class Evaluator:
         kinds = {gene.name: gene.kind for gene in self.supernet.space}
         structure: Architecture = {n: F16.name if kinds[n] == "format" else v for n, v in architecture.items()}
         network = Network(self.supernet, structure)
-        key = network.path[-1]
+        key = network.key
         if key not in self._full_precision:
             self._full_precision[key] = mean_scores(*self.losses(network))[0]
         return self._full_precision[key]
@@ -127,21 +135,20 @@ class Evaluator:
     @torch.inference_mode()
     def token_scores(self, network: Network, batch: int) -> TokenScores:
         """Return the token scores of a network on a batch; those of the `RECENT` last networks are kept."""
-        done = self._recent.setdefault(network.path[-1], {})
-        self._recent.move_to_end(network.path[-1])
+        done = self._recent.setdefault(network.key, {})
+        self._recent.move_to_end(network.key)
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
         if batch not in done:
             rows, divergences = self.rows[self.batches[batch]], None
             logits = self._logits(network, rows[:, :-1], batch)
-            if batch < max(self._hurdle_batches, default=0):
+            if batch < self._diverging:
                 divergences = token_divergences(self._largest[batch], logits)
             done[batch] = TokenScores(*token_scores(logits, rows[:, 1:]), divergences)
         return done[batch]
 
     def _logits(self, network: Network, tokens: Tensor, batch: int) -> Tensor:
-        # Behind no block the stream is a mere lookup, and behind the last one no other network shares it.
-        path = [(batch, key) for key in network.path[1:-1]]
+        path = [(batch, key) for key in network.shared]
         n_done, x = self.cache.longest(path)
         if x is None:
             x = F.embedding(tokens, network.embedding.weight)
@@ -149,19 +156,18 @@ class Evaluator:
         for number in range(n_done, len(network.blocks)):
             x = x + network.block(number)(x, self._rope)  # never in place: x may be kept
             fresh.append(x)
-        self.cache.add(path, fresh[:-1])
+        self.cache.add(path, fresh[: len(path) - n_done])
         return network.logits(x)
 
     @cached_property
     def _rope(self) -> tuple[Tensor, Tensor]:
-        supernet = self.supernet
-        return rope_table(self.rows.shape[1] - 1, supernet.head_dim, supernet.rope_theta, self.rows.device)
+        return self.supernet.rope.table(self.rows.shape[1] - 1, self.rows.device)
 
     @cached_property
     def _largest(self) -> list[Tensor]:
-        """Log-probabilities of the largest subnet on the hurdles' batches, in float16."""
+        """Log-probabilities of the largest subnet on the batches that divergences are kept of, in float16."""
         network = self.evaluation(self.supernet.space.largest).network
-        rows = [self.rows[self.batches[batch]] for batch in range(self._hurdle_batches[-1])]
+        rows = [self.rows[self.batches[batch]] for batch in range(self._diverging)]
         logits = (self._logits(network, r[:, :-1], batch) for batch, r in enumerate(rows))
         return [each.float().log_softmax(-1).half() for each in logits]
 
@@ -208,6 +214,11 @@ class Evaluation:
     def quality(self) -> tuple[float, float]:
         """Mean next-token loss in nats, and accuracy."""
         return mean_scores(*self._token_scores)
+
+    @cached_property
+    def divergence(self) -> float:
+        """Mean KL(largest || subnet) of the predictions, in nats per token."""
+        return self.evaluator.mean_divergence(self.network)
 
     @cached_property
     def full_precision_loss(self) -> float:

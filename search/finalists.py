@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from search.candidate import Candidate
-from supernet.losses import evaluate, late_loss, mean_scores, score_tokens, worst_slice
+from search.targets import Runtime
+from supernet.losses import late_loss, mean_scores, score_tokens, worst_slice
 from supernet.subnet import Decoder
 
 
@@ -89,8 +91,24 @@ class Judge:
         """
         decoder = decoder.to(self.valid.device)
         with torch.inference_mode():
-            valid_loss, valid_accuracy = evaluate(decoder, self.valid, self.batch_size)
-            losses, hits = score_tokens(decoder, self.test, self.batch_size)
+            return self._scores(lambda rows: score_tokens(decoder, rows, self.batch_size))
+
+    def runtime_scores(self, runtime: Runtime, path: Path) -> dict[str, Any]:
+        """Return the same of a runtime's artifact, as the runtime itself computes it.
+
+        Raises:
+            UserError: the runtime could not load or run it.
+        """
+
+        def score(rows: Tensor) -> tuple[Tensor, Tensor]:
+            losses, hits = runtime.token_scores(path, rows.cpu().numpy())
+            return torch.from_numpy(losses), torch.from_numpy(hits)
+
+        return self._scores(score)
+
+    def _scores(self, score: Callable[[Tensor], tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        valid_loss, valid_accuracy = mean_scores(*score(self.valid))
+        losses, hits = score(self.test)
         test_loss, test_accuracy = mean_scores(losses, hits)
         worst, worst_loss = worst_slice(losses, self.slices)
         return {

@@ -16,7 +16,7 @@ from supernet.elastic import ElasticLinear, Extent, quantized_prefix, under
 from supernet.formats import F32
 from supernet.genes import Architecture
 from supernet.inventory import Choice
-from supernet.model import Supernet
+from supernet.model import OUTPUT, Supernet
 from supernet.plain import Block, Linear, Matrix
 
 
@@ -76,6 +76,7 @@ class Network:
 
     Attributes:
         path: for each number of kept blocks, from 0, what decides the residual stream behind them.
+        key: what decides the logits.
     """
 
     def __init__(self, supernet: Supernet, architecture: Architecture) -> None:
@@ -85,7 +86,17 @@ class Network:
         self.blocks = [(block, local) for _, block, local in kept if local["active"]]
         steps = [(i, *local.values()) for i, _, local in kept if local["active"]]
         self.path: list[Hashable] = [(self.width, self.embedding_format, *steps[:n]) for n in range(len(steps) + 1)]
+        self.output_format = str(architecture[OUTPUT]) if supernet.output is not None else None
+        self.key: Hashable = self.path[-1] if self.output_format is None else (self.path[-1], self.output_format)
         self._extracted: dict[int, Block] = {}
+
+    @property
+    def shared(self) -> list[Hashable]:
+        """The part of the path where other networks can have the same stream.
+
+        Behind no block it is a mere lookup, and behind the last one only networks with another output format share it.
+        """
+        return self.path[1:-1] if self.output_format is None else self.path[1:]
 
     @cached_property
     def embedding(self) -> Matrix:
@@ -101,4 +112,11 @@ class Network:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of the residual stream behind the last block."""
-        return self.embedding(self.supernet.norm(x, self.width))
+        return self._head(self.supernet.norm(x, self.width))
+
+    @cached_property
+    def _head(self) -> Matrix:
+        output = self.supernet.output
+        if output is None or self.output_format is None:
+            return self.embedding
+        return output.effective((self.supernet.vocab_size,), (self.width,), self.output_format)

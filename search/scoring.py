@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from search.evaluation import Evaluator
 from search.hurdles import Hurdles
 from search.objectives import Objective, TargetObjective, score_name
+from search.objectives.quality import Divergence
 from search.targets import Runtime
 from search.workers import Task
 from supernet.config import CONF, build, number, score_names
@@ -163,6 +164,7 @@ class Scorer:
             self.config.eval_batch_size,
             reuse_mb=self.config.reuse_mb,
             hurdles=self.hurdles.sequences,
+            divergences=Divergence.name in self.objectives,
             slices=torch.from_numpy(self.data.evaluation_slices("valid", n, length)).to(device),
             targets=list(self.targets),
             costs=self.costs,

@@ -29,6 +29,7 @@ from supernet.formats import MB
 from supernet.genes import KINDS, Architecture, Genome, SearchSpace
 from supernet.hardware import MIN_PROBES
 from supernet.run import already_finished, claim, locked
+from supernet.tokenizer import Tokenization
 
 JOURNAL, FRONT, FINALISTS, REPORT = "journal.jsonl", "front.json", "finalists.json", "report.html"
 HERE = ("workers", "ray", "worker_timeout_s", "reuse_mb")  # settings that no result depends on
@@ -240,11 +241,12 @@ def _check(search: Search) -> None:
     build(config.finetune, _recursive_=False)
     check_trainer(config.finetune.trainer)
     exports = {str(name): build(node, name=str(name)) for name, node in config.exports.items()}
+    tokenization = Tokenization(scorer.trained.tokenizer_json, scorer.trained.tokenizer_files)
     for target in [*scorer.targets.values(), *exports.values()]:
-        for architecture in _each_choice(supernet.space):
-            reason = target.supports(architecture)
-            if reason:
-                raise UserError(f"target {target.name}: {reason}")
+        reasons = (target.supports(architecture) for architecture in _each_choice(supernet.space))
+        reason = next(filter(None, reasons), target.supports_tokenizer(tokenization, supernet.vocab_size))
+        if reason:
+            raise UserError(f"target {target.name}: {reason}")
 
 
 def _each_choice(space: SearchSpace) -> Iterator[Architecture]:

@@ -10,22 +10,27 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import load_file
 
 from search.candidate import Candidate
 from search.finalists import Judge
 from search.finetune import FineTuning
 from search.scoring import Scorer
 from search.targets import Runtime, Target
+from supernet.cli import progress
 from supernet.config import build
 from supernet.elastic import emulate
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
+from supernet.formats import MB, format_named
 from supernet.genes import Genome
 from supernet.losses import best_device, evaluate
 from supernet.run import versions
 from supernet.subnet import Decoder, extract
 
-NETS = "nets"  # folder of what was judged: fine-tuned weights, and entry.json when it is done
+NETS = "nets"  # folder of what was judged: fine-tuned weights, and its entry when it is done
+WEIGHTS, ENTRY = "model.safetensors", "entry.json"
+NOT_RUN = {"measured": None, "runtime_test": None, "sample": None}
 SAMPLE_TOKENS = 96
 RUNTIME_TOKENS = 8192  # of the test split, on which the shipped file is compared with our own evaluation
 
@@ -86,9 +91,68 @@ class Shipyard:
         """Judge and measure a baseline, fine-tuned for as many steps as the finalists."""
         return self._entry(name, name, genome, self.finetuning.steps > 0 and self.finetuning.baselines, None)
 
+    def quantizer_baselines(self, target: Runtime) -> list[dict[str, Any]]:
+        """Judge and measure what a target's own quantizer makes of the largest net in F16.
+
+        Their quality is what the runtime itself computes. A kind that fails costs a line, and is left out.
+        """
+        found: list[dict[str, Any]] = []
+        if not target.quantizer or not _runs_here(target):
+            return found
+        with tempfile.TemporaryDirectory() as folder:
+            for kind in progress(iterable=target.quantizer, desc=f"quantize by {target.quantizer_name}", unit="net"):
+                name = f"{target.quantizer_name} {kind}"
+                done = self._work(f"{target.name} {kind}") / ENTRY
+                if not done.exists():
+                    try:
+                        write_json(done, self._quantized(target, kind, name, Path(folder)))
+                    except UserError as error:  # of this net, not of the search
+                        print(f"{name}: {error}")
+                        continue
+                found.append(read_json(done))
+        return found
+
+    def _quantized(self, target: Runtime, kind: str, name: str, folder: Path) -> dict[str, Any]:
+        decoder, tuned = self.best_largest
+        whole = folder / target.file_name
+        if not whole.exists():
+            target.export(decoder, self.trained.tokenizer_json, folder)
+        path, n_bytes = target.quantized(whole, kind, folder)
+        measured = target.measure(path)
+        if not measured["built"]:
+            raise UserError(measured["reason"])
+        scores = self.judge.runtime_scores(target, path)
+        return {
+            "id": None,
+            "name": name,
+            "genome": None,  # its formats are none of ours
+            "architecture": None,
+            "scores": {"size_mb": n_bytes / MB},
+            "inherited": None if tuned else scores,
+            "fine_tuned": scores if tuned else None,
+            "export": None,
+            "on": {target.name: {**NOT_RUN, "predicted": None, "measured": measured}},
+        }
+
+    @cached_property
+    def best_largest(self) -> tuple[Decoder, bool]:
+        """The largest net in F16, and whether it is fine-tuned: as the baseline is, unless that made it worse."""
+        (name, genome), *_ = self.space.baselines()
+        entry, decoder = self.baseline(name, genome), self.inherited(genome)
+        tuned = entry["fine_tuned"] or entry["inherited"]
+        better = tuned["valid_loss"] < entry["inherited"]["valid_loss"]
+        if better:
+            decoder.load_state_dict(load_file(self._work(name) / WEIGHTS))
+        for linear in decoder.linears():  # the largest net's format is the dearest there is, F16 or not
+            linear.format, linear.log_factors = format_named("F16"), None
+        return decoder, better
+
+    def _work(self, key: str) -> Path:
+        return self.folder / NETS / key.replace(" ", "_")
+
     def _entry(self, key: str, name: str, genome: Genome, tune: bool, candidate: Candidate | None) -> dict[str, Any]:
-        work = self.folder / NETS / key.replace(" ", "_")
-        done = work / "entry.json"
+        work = self._work(key)
+        done = work / ENTRY
         if done.exists():
             return read_json(done)
         decoder = self.inherited(genome)
@@ -128,10 +192,9 @@ class Shipyard:
         }
 
     def _run_on(self, target: Runtime, decoder: Decoder, folder: Path) -> dict[str, Any]:
-        nothing = {"measured": None, "runtime_test": None, "sample": None}
         measured = self.measure(target, decoder, folder)
         if measured is None or not measured["built"]:
-            return {**nothing, "measured": measured}
+            return {**NOT_RUN, "measured": measured}
         path = folder / target.file_name
         length = int(self.data.config["sequence_length"])
         rows = self.data.evaluation_batch("test", max(1, RUNTIME_TOKENS // length), length)
@@ -154,27 +217,25 @@ class Shipyard:
 
         A target whose hardware was measured elsewhere is not measured here.
         """
-        if target.available() is not None or target.hardware is not None:
+        if not _runs_here(target):
             return None
         path = folder / target.file_name
         if not path.exists():
             try:
-                path = target.export(decoder, self.trained.tokenizer_json, folder)
+                path = target.export(decoder, self.trained.tokenizer_json, folder, self.trained.tokenizer_files)
             except UserError as error:  # of this net, not of the search
                 return {"built": False, "reason": str(error)}
         return target.measure(path)
 
     def ship_candidate(self, candidate: Candidate) -> dict[str, Path]:
         """Ship any candidate: fine-tuned weights where there are some, else inherited ones."""
-        from safetensors.torch import load_file
-
         decoder, kind = self.inherited(candidate.genome), "inherited"
-        tuned = self.folder / NETS / str(candidate.id) / "model.safetensors"
+        tuned = self._work(str(candidate.id)) / WEIGHTS
         quality = {}
         if tuned.exists():
             decoder.load_state_dict(load_file(tuned))
             kind = "fine-tuned"
-            done = tuned.parent / "entry.json"
+            done = tuned.parent / ENTRY
             if done.exists():
                 entry = read_json(done)
                 quality = {k: entry[k] for k in ("inherited", "fine_tuned")}
@@ -188,7 +249,9 @@ class Shipyard:
         failed: dict[str, str] = {}
         for target in [*self.targets.values(), *self.others]:
             try:
-                files[target.name] = target.export(decoder, self.trained.tokenizer_json, folder)
+                files[target.name] = target.export(
+                    decoder, self.trained.tokenizer_json, folder, self.trained.tokenizer_files
+                )
             except UserError as error:
                 failed[target.name] = str(error)
         manifest = {
@@ -208,6 +271,10 @@ class Shipyard:
         }
         write_json(folder / "manifest.json", manifest)
         return {**files, "manifest": folder / "manifest.json"}
+
+
+def _runs_here(target: Runtime) -> bool:
+    return target.available() is None and target.hardware is None
 
 
 def weights_hash(decoder: Decoder) -> str:

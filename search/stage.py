@@ -98,8 +98,10 @@ def tune_and_ship(
     for name, front in fronts.items():
         chosen = _finalists(search, candidates, front, name)
         shipped = [yard.finalist(candidate) for candidate in chosen]
-        baselines = yard.space.baselines() if search.config.baselines else []
-        compared = [yard.baseline(label, genome) for label, genome in baselines]
+        compared = []
+        if search.config.baselines:
+            compared = [yard.baseline(label, genome) for label, genome in yard.space.baselines()]
+            compared += yard.quantizer_baselines(search.scorer.targets[name])
         content[name] = {"finalists": [_on(name, e) for e in shipped], "baselines": [_on(name, e) for e in compared]}
     return {"targets": content}
 
@@ -191,8 +193,7 @@ def _row(entry: dict[str, Any]) -> list[str]:
     return [
         entry["name"],
         f"{entry['scores']['size_mb']:.3f}",
-        f"{inherited['test_loss']:.4f}",
-        f"{tuned['test_loss']:.4f}" if tuned else "-",
+        *(f"{scores['test_loss']:.4f}" if scores else "-" for scores in (inherited, tuned)),
         f"{(tuned or inherited)['test_accuracy']:.2%}",
         f"{measured['decode_ms']:.3f}" if measured.get("built") else "-",
     ]

@@ -16,30 +16,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from supernet.corpus import Corpus, Document
 from supernet.errors import UserError
-from supernet.files import read_json, sha256, write_json, write_text
+from supernet.files import read_json, sha256, write_json
 from supernet.randomness import generator
 from supernet.splits import split_documents
-from supernet.tokenizer import end_of_text_id, load_tokenizer, prepared, train_tokenizer
+from supernet.tokenizer import Tokenization, train_tokenizer
+from supernet.tokenizer.reading import fingerprint, load_tokenizer
+from supernet.tokenizer.storing import TOKENIZER, read_tokenization, write_tokenization
 
 CACHE_VERSION = 2  # raised whenever the same settings would give other bytes
 SPLITS = ("train", "gate", "valid", "test")
 INDEX = "index.json"
-TOKENIZER = "tokenizer.json"
 ENCODE_DOCUMENTS = 64  # tokenized at a time; an encoding takes many times its text's memory
 
 Integers = npt.NDArray[np.int64]
+Documents = dict[str, list[Document]]  # by split
 
 
 class TokenData:
     """A finished token cache, opened for reading.
 
     A window is `sequence_length + 1` tokens: inputs and, shifted by one, targets. It may run over the
-    end of a document, which `end_of_text_id` marks.
+    end of a document. A document is `end_of_text_id`, a beginning where the tokenizer places one, its own tokens.
 
     Args:
         directory: the cache, as `prepare` wrote it.
@@ -64,10 +65,11 @@ class TokenData:
         self.config: dict[str, Any] = index["config"] if config is None else config
         self.hash: str = index["hash"]
         self.slices: list[str] = index["slices"]
-        self.tokenizer_json = (directory / TOKENIZER).read_text(encoding="utf-8")
-        self.tokenizer: Tokenizer = prepared(Tokenizer.from_str(self.tokenizer_json))
-        self.vocab_size: int = self.tokenizer.get_vocab_size()
-        self.end_of_text_id = end_of_text_id(self.tokenizer)
+        self.tokenization = read_tokenization(directory)
+        self.tokenizer_json = self.tokenization.json
+        self.tokenizer = self.tokenization.tokenizer
+        self.vocab_size = self.tokenization.vocab_size
+        self.end_of_text_id = self.tokenization.starts_documents[0]
         self._tokenizer_sha256: str = index["files"][TOKENIZER]
         dtype = np.dtype(index["dtype"])
         self._tokens = {split: np.memmap(directory / f"{split}.bin", dtype, mode="r") for split in SPLITS}
@@ -171,7 +173,7 @@ def prepare(
         corpus: where the documents come from; held in memory while the cache is built.
         cache_dir: folder of all caches.
         vocab_size: tokens of the tokenizer to train on the training split; unused with a file.
-        tokenizer_file: a `tokenizer.json` to use instead.
+        tokenizer_file: a `tokenizer.json`, a folder with one, or a sentencepiece `.model` to use instead.
         gate_fraction: share of the text for the gates' own split.
         valid_fraction: share of the text that the search sees.
         test_fraction: share of the text that only finalists see.
@@ -190,28 +192,28 @@ def prepare(
         **{f"{split}_fraction": fraction for split, fraction in fractions.items()},
         "sequence_length": sequence_length,
     }
-    tokenizer = None if tokenizer_file is None else load_tokenizer(Path(tokenizer_file))
-    if tokenizer is None and vocab_size is None:
+    given = None if tokenizer_file is None else load_tokenizer(Path(tokenizer_file))
+    if given is None and vocab_size is None:
         raise UserError("data.vocab_size is null: give a size, or a data.tokenizer_file")
     documents = None
     content = corpus.fingerprint()
     if content is None:
-        documents = _read(corpus)
-        content = _hash_of(documents)
+        content = _hash_of(documents := _read(corpus))
     identity = {
         "version": CACHE_VERSION,
         "content": content,
-        "tokenizer": vocab_size if tokenizer is None else sha256(Path(str(tokenizer_file))),
+        "tokenizer": vocab_size if given is None else fingerprint(given, Path(str(tokenizer_file))),
         "fractions": fractions,
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(cache_dir) / name
     if not _is_whole(directory):
         splits = split_documents(documents or _read(corpus), fractions)
-        if tokenizer is None:
+        if given is None:
             assert vocab_size is not None
-            tokenizer = train_tokenizer((document.text for document in splits["train"]), vocab_size)
-        _build(directory, splits, tokenizer, config)
+            texts = (document.text for document in splits["train"])
+            given = Tokenization(train_tokenizer(texts, vocab_size).to_str(pretty=True))
+        _build(directory, splits, given, config)
     data = TokenData(directory, config)
     for split in SPLITS:
         data._require(split, sequence_length)
@@ -246,17 +248,17 @@ def _hash_of(documents: Sequence[Document]) -> str:
     return digest.hexdigest()
 
 
-def _build(directory: Path, splits: dict[str, list[Document]], tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+def _build(directory: Path, splits: Documents, tokenization: Tokenization, config: dict[str, Any]) -> None:
     """Write a cache beside its final place, then rename it there."""
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)
+        dtype = np.dtype(np.uint16 if tokenization.vocab_size <= 1 << 16 else np.uint32)
         slices = sorted({document.slice for documents in splits.values() for document in documents})
-        write_text(temporary / TOKENIZER, tokenizer.to_str(pretty=True))
+        write_tokenization(temporary, tokenization)
         for split in SPLITS:
-            _pack(temporary, split, splits[split], tokenizer, dtype, slices)
+            _pack(temporary, split, splits[split], tokenization, dtype, slices)
         index = {"hash": directory.name, "dtype": str(dtype), "slices": slices, "config": config}
         files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / INDEX, {**index, "files": files})
@@ -274,20 +276,20 @@ def _pack(
     folder: Path,
     split: str,
     documents: list[Document],
-    tokenizer: Tokenizer,
+    tokenization: Tokenization,
     dtype: "np.dtype[Any]",
     slices: list[str],
 ) -> None:
-    """Write a split's tokens, each document behind an end of text, and where its documents start."""
-    end_of_text = end_of_text_id(tokenizer)
+    """Write a split's tokens, each document behind what starts one, and where its documents start."""
+    start = tokenization.starts_documents
     slice_ids = {name: number for number, name in enumerate(slices)}
     lengths: list[int] = []
     progress = tqdm(documents, desc=f"tokenizing {split}", unit=" documents", disable=None)
     with progress, (folder / f"{split}.bin").open("wb") as file:
         for first in range(0, len(documents), ENCODE_DOCUMENTS):
             texts = [document.text for document in documents[first : first + ENCODE_DOCUMENTS]]
-            for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
-                tokens = np.array([end_of_text, *encoding.ids], dtype=dtype)
+            for encoding in tokenization.tokenizer.encode_batch(texts, add_special_tokens=False):
+                tokens = np.array([*start, *encoding.ids], dtype=dtype)
                 lengths.append(len(tokens))
                 file.write(tokens.tobytes())
             progress.update(len(texts))

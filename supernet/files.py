@@ -44,17 +44,27 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is not such an object, or has an unknown format version.
     """
+    content = read_object(path, ": the stage that writes it has not finished")
+    version = content.pop("version", None)
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version!r}; this program reads version {FORMAT_VERSION}")
+    return content
+
+
+def read_object(path: Path, why_missing: str = "") -> dict[str, Any]:
+    """Read a JSON object, whoever wrote it.
+
+    Raises:
+        UserError: the file is missing (the message ends with `why_missing`), or is no such object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: the stage that writes it has not finished") from None
+        raise UserError(f"{path} is missing{why_missing}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: expected a JSON object")
-    version = content.pop("version", None)
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version!r}; this program reads version {FORMAT_VERSION}")
     return content
 
 

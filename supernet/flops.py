@@ -1,6 +1,6 @@
 """Matrix-multiplication FLOPs of forward passes and training steps: what is compared when methods share a budget.
 
-Two for each weight and token (the output projection is the embedding, its lookup costs none), and attention's
+Two for each weight and token (of embedding and output projection only the latter: a lookup costs none), and attention's
 two products over the causal half. Norms, activations and the rounding of weights are left out, as usual
 (Kaplan et al., arXiv 2001.08361, section 2.1).
 """
@@ -20,6 +20,8 @@ TRAINING = 3  # a training pass in forward passes: backward takes two products f
 def forward_flops(decoder: Decoder, n_tokens: int) -> float:
     """Return the FLOPs of a forward pass of a plain decoder, per sequence of `n_tokens`."""
     weights = sum(linear.weight.numel() for linear in decoder.linears())
+    if decoder.output is not None:
+        weights -= decoder.embedding.weight.numel()
     blocks: list[Any] = [layer.attention for layer in decoder.layers if layer.attention is not None]
     return _flops(weights, sum(block.heads * block.head_dim for block in blocks), n_tokens)
 
@@ -31,7 +33,7 @@ def subnet_flops(supernet: Supernet, architecture: Architecture, n_tokens: int) 
     `Supernet.inventory` counts, are no part of training.
     """
     width = int(architecture["d_model"])
-    found: Inventory = {"embedding.weights": supernet.vocab_size * width}
+    found: Inventory = {"output.weights": supernet.vocab_size * width}
     for prefix, block in supernet.blocks():
         local = under(architecture, prefix)
         if local["active"]:

@@ -38,7 +38,7 @@ def features(metric: str, inventory: Mapping[str, Any]) -> dict[str, Any]:
     found = {"1": 1.0, **{k: count(k) for k in ("norm.weights", "attention", "mlp", "heads", "kv_values")}}
     for name in stored:
         for what in ("weights", "rows"):
-            found[f"{name}.{what}"] = count(f"{name}.{what}")
+            found[f"{name}.{what}"] = count(f"{name}.{what}") - count(f"lookup.{name}.{what}")
             if metric == "ttft_ms":  # what the last token alone meets is next to nothing in a prompt
                 found[f"{name}.{what}"] -= count(f"once.{name}.{what}")
     if metric == "ttft_ms":

@@ -1,6 +1,7 @@
-"""Where weights come from at the start: the seed, or a run that is finished (`model.init`)."""
+"""Where weights come from at the start: the seed, a finished run, or a pretrained checkpoint (`model.init`)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,46 +9,120 @@ import torch
 
 from supernet.data import TokenData
 from supernet.errors import UserError
-from supernet.files import read_json
 from supernet.model import Supernet
+from supernet.pretrained.checkpoint import Checkpoint
+from supernet.pretrained.fill import filled, padding
+from supernet.pretrained.load import load_checkpoint, open_checkpoint
 from supernet.randomness import derive
-from supernet.run import SUMMARY, build_supernet, load_supernet
+from supernet.run import build_supernet, load_supernet, read_summary
+
+
+def completed(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's settings; where `init` names a checkpoint, what is null is taken from that.
+
+    Raises:
+        UserError: the checkpoint cannot be taken, or is of another shape than what is set.
+    """
+    checkpoint = _checkpoint(model)
+    if checkpoint is None:
+        if model.get("init") is not None and not Path(model["init"]).exists():
+            origin(model)  # says so
+        return dict(model)
+    for key in ("attention", "mlp"):
+        if key not in model.get("blocks", {}):
+            raise UserError(f"model.blocks must hold attention and mlp, got {list(model.get('blocks', {}))}")
+    return filled(model, checkpoint)
+
+
+def tokenizer_of(model: Mapping[str, Any]) -> str | None:
+    """Return the folder with the tokenizer of the initial weights; None where a corpus may train one.
+
+    Raises:
+        UserError: a checkpoint that is a file, which has none.
+    """
+    checkpoint = _checkpoint(model)
+    if checkpoint is None:
+        return None
+    if not checkpoint.path.is_dir():
+        raise UserError(
+            f"data.tokenizer_file: {checkpoint.path} comes without a tokenizer; name the one of its vocabulary"
+        )
+    return str(checkpoint.path)
 
 
 def initial_supernet(model: Mapping[str, Any], data: TokenData, seed: int) -> Supernet:
     """Return the supernet to begin with.
 
     Args:
-        model: the configuration; its key `init` names the run whose weights to take, None draws them from the seed.
-        data: its tokenizer must be that run's.
+        model: the configuration; its key `init` names the run or checkpoint whose weights to take, None draws them
+            from the seed.
+        data: its tokenizer must be that run's, or have no more tokens than the checkpoint.
         seed: root of the draws.
 
     Raises:
-        UserError: the run is unfinished or damaged, or of another tokenizer or shape.
+        UserError: the run or checkpoint is unfinished or damaged, or of another tokenizer or shape.
     """
+    checkpoint = _checkpoint(model)
+    vocab_size = data.vocab_size if checkpoint is None else checkpoint.llama.vocab_size
+    if data.vocab_size > vocab_size:
+        raise UserError(
+            f"data.tokenizer_file: it has {data.vocab_size} tokens, but {model['init']} has {vocab_size} embeddings"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights"))
-        supernet = build_supernet(model, data.vocab_size)
-    if model.get("init") is not None:
-        try:
-            before = load_supernet(Path(model["init"]))
-        except UserError as error:
-            raise UserError(f"model.init: {str(error).removeprefix('run: ')}") from None
-        if before.tokenizer_json != data.tokenizer_json:
-            raise UserError(f"model.init: {model['init']} was trained with another tokenizer; set data.tokenizer_file")
-        weights, own = before.supernet.state_dict(), supernet.state_dict()
-        new = [name for name in own if name not in weights and "log_factors" not in name]
-        if new or any(name not in own or own[name].shape != weight.shape for name, weight in weights.items()):
-            raise UserError(
-                f"model.init: the largest net of {model['init']} has another shape; model and model.blocks must agree"
-            )
-        supernet.load_state_dict(weights, strict=False)
+        supernet = build_supernet(model, vocab_size)
+    if checkpoint is not None:
+        with _about_init():
+            load_checkpoint(supernet, checkpoint)
+    elif model.get("init") is not None:
+        _load_run(supernet, Path(model["init"]), data)
     return supernet
 
 
-def flops_before(model: Mapping[str, Any]) -> float:
-    """Return the FLOPs of all runs that the initial weights have behind them."""
+def origin(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's summary says of where its weights come from.
+
+    Returns:
+        `flops_before`, those of all runs that the weights have behind them; and `pretrained`, where a checkpoint was
+        taken, with its path, kind and what of it was padded with zeros. Its own training is not known, and not counted.
+
+    Raises:
+        UserError: the run is missing or unfinished, or the checkpoint cannot be taken.
+    """
+    checkpoint = _checkpoint(model)
+    if checkpoint is not None:
+        about = {"path": str(checkpoint.path), "kind": checkpoint.kind, "padded": padding(model, checkpoint)}
+        return {"flops_before": 0.0, "pretrained": about}
     if model.get("init") is None:
-        return 0.0
-    summary = read_json(Path(model["init"]) / "supernet" / SUMMARY)
-    return float(summary["flops"] + summary.get("flops_before", 0.0))
+        return {"flops_before": 0.0}
+    with _about_init():
+        summary = read_summary(Path(model["init"]))
+    return {"flops_before": float(summary["flops"] + summary.get("flops_before", 0.0))}
+
+
+def _checkpoint(model: Mapping[str, Any]) -> Checkpoint | None:
+    if model.get("init") is None:
+        return None
+    with _about_init():
+        return open_checkpoint(Path(model["init"]))
+
+
+def _load_run(supernet: Supernet, run: Path, data: TokenData) -> None:
+    with _about_init():
+        before = load_supernet(run)
+    if before.tokenizer_json != data.tokenizer_json:
+        raise UserError(f"model.init: {run} was trained with another tokenizer; set data.tokenizer_file")
+    weights, own = before.supernet.state_dict(), supernet.state_dict()
+    new = [name for name in own if name not in weights and "log_factors" not in name]
+    if new or any(name not in own or own[name].shape != weight.shape for name, weight in weights.items()):
+        raise UserError(f"model.init: the largest net of {run} has another shape; model and model.blocks must agree")
+    supernet.load_state_dict(weights, strict=False)
+
+
+@contextmanager
+def _about_init() -> Iterator[None]:
+    """Say of a refusal which setting it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"model.init: {str(error).removeprefix('run: ')}") from None

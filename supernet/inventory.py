@@ -11,8 +11,8 @@ from supernet.genes import Value
 
 Choice = Value | Tensor
 Choices = Mapping[str, Choice]
-# Feature -> (expected) count. `Q4_0.weights`, `Q4_0.rows` of all matrices in a format, `norm.weights` (F32), blocks by
-# name, and whatever else a runtime's time and memory depend on.
+# Feature -> (expected) count. `Q4_0.weights`, `Q4_0.rows` of all matrices in a format, `norm.weights` and
+# `rope.weights` (F32), blocks by name, and whatever else a runtime's time and memory depend on.
 Inventory = dict[str, Any]
 
 
@@ -98,5 +98,5 @@ def inventory_bytes(inventory: Inventory) -> Any:
     for name, count in inventory.items():
         stored_as, _, what = name.rpartition(".")
         if what == "weights" and "." not in stored_as:  # with a second dot it is a share of what is counted already
-            total = total + format_named("F32" if stored_as == "norm" else stored_as).n_bytes(count)
+            total = total + format_named("F32" if stored_as in ("norm", "rope") else stored_as).n_bytes(count)
     return total

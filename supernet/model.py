@@ -5,7 +5,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,25 +25,20 @@ from supernet.inventory import (
     mean,
     shares,
 )
+from supernet.rope import Rope, check_scaling
 
 BlockFactory = Callable[..., ElasticModule]
 ONCE = "once."  # prefix of what only the last token of a prompt meets
-
-
-def rope_table(n_tokens: int, head_dim: int, theta: float, device: torch.device | None) -> tuple[Tensor, Tensor]:
-    """Return the cosines and signed sines, each (n_tokens, head_dim), of rotary positions (arXiv 2104.09864)."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.outer(torch.arange(n_tokens, device=device, dtype=torch.float32), frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+LOOKUP = "lookup."  # of what no product reads, only the rows of the tokens at hand
+OUTPUT = "output.format"  # gene of an output projection that is not the embedding
 
 
 class Supernet(nn.Module):
-    """Embedding, layers of elastic blocks in pre-norm residual form, norm, tied output projection.
+    """Embedding, layers of elastic blocks in pre-norm residual form, norm, output projection.
 
-    The model owns two genes, the width of the residual stream and the embedding's format; all others
-    are collected from the blocks. Channels of the stream are prefixes too: a narrow net reads and writes
-    the first channels only.
+    The model owns two genes, the width of the residual stream and the embedding's format, and where the output
+    projection is not the embedding (untied) that one's format; all others are collected from the blocks. Channels of
+    the stream are prefixes too: a narrow net reads and writes the first channels only.
 
     Args:
         vocab_size: number of token ids.
@@ -59,6 +53,9 @@ class Supernet(nn.Module):
         scales: format -> where its scales come from, see `WeightFormat`; `absmax` where not named.
         emulate_activations: round the inputs of quantized products as llama.cpp does.
         kv_format: round keys and values as a cache in that format does; None: not.
+        rope_scaling: of the rotary positions, see `Llama3Scaling`; None: none.
+        tied: the output projection is the embedding.
+        output_formats: choices of its format where it is not.
 
     Raises:
         UserError: settings that do not make a supernet.
@@ -78,6 +75,9 @@ class Supernet(nn.Module):
         scales: Mapping[str, Fitting] | None = None,
         emulate_activations: bool = False,
         kv_format: str | None = None,
+        rope_scaling: Mapping[str, Any] | None = None,
+        tied: bool = True,
+        output_formats: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.d_model = tuple(d_model)
@@ -92,10 +92,15 @@ class Supernet(nn.Module):
         if list(blocks) != ["attention", "mlp"]:
             raise UserError(f"model.blocks must hold attention and mlp, got {list(blocks)}")
         self.vocab_size, self.context_length = vocab_size, context_length
-        self.head_dim, self.rope_theta, self.norm_eps = head_dim, rope_theta, norm_eps
+        self.rope = Rope(head_dim, rope_theta, check_scaling("model.rope_scaling", rope_scaling))
+        self.head_dim, self.norm_eps = head_dim, norm_eps
         formats = check_formats("model.embedding_formats", tuple(embedding_formats), self.d_model)
         self.embedding = ElasticLinear((vocab_size,), (self.d_model[-1],), formats, scales)
         nn.init.normal_(self.embedding.weight, std=0.02)
+        self.output: ElasticLinear | None = None
+        if not tied:
+            formats = check_formats("model.output_formats", tuple(output_formats), self.d_model)
+            self.output = ElasticLinear((vocab_size,), (self.d_model[-1],), formats, scales)
         self.layers = nn.ModuleList(
             nn.ModuleDict(
                 {name: make(d_model=self.d_model, norm_eps=norm_eps, scales=scales) for name, make in blocks.items()}
@@ -126,6 +131,8 @@ class Supernet(nn.Module):
             Gene("d_model", self.d_model, "width"),
             replace(format_gene("embedding.format", tuple(self.embedding.formats), ("d_model",)), needs=None),
         ]
+        if self.output is not None:
+            genes.append(replace(format_gene(OUTPUT, tuple(self.output.formats), ("d_model",)), needs=None))
         for prefix, block in self.blocks():
             for gene in block.genes():
                 needs = prefix + gene.needs if gene.needs else None
@@ -156,7 +163,7 @@ class Supernet(nn.Module):
         x = F.embedding(tokens, embedding.weight)
         if isinstance(width, Tensor):
             x = x * width
-        rope = rope_table(tokens.shape[1], self.head_dim, self.rope_theta, tokens.device)
+        rope = self.rope.table(tokens.shape[1], tokens.device)
         for prefix, block in self.blocks():
             local = under(choices, prefix)
             active = local["active"]
@@ -164,7 +171,11 @@ class Supernet(nn.Module):
                 x = x + active[1] * block(x, local, width, rope)
             elif isinstance(active, Tensor) or active:
                 x = x + block(x, local, width, rope)
-        return embedding(self.norm(x, width))
+        if self.output is not None:
+            head = self.output.effective((self.vocab_size,), (all_width,), choices[OUTPUT])
+        else:
+            head = embedding
+        return head(self.norm(x, width))
 
     def inventory(self, choices: Choices) -> Inventory:
         """Return what the net holds as shipped; under soft choices, its differentiable expectation.
@@ -172,10 +183,13 @@ class Supernet(nn.Module):
         All genes are independent under the gates, so products of expectations are exact. Beside the sums
         of the blocks' inventories there are `d_model`; `once.Q4_0.weights` and such, the share of
         `Q4_0.weights` that only the last token of a prompt meets (the output projection and the last layer's
-        FFN); and `intermediate`, the largest number of values that a kept block computes per token of a prompt.
+        FFN); `lookup.Q4_0.weights` and such, an embedding that is not the output projection; and `intermediate`,
+        the largest number of values that a kept block computes per token of a prompt.
         """
         found = self._tensors(choices)
         add(found, self._once(choices), prefix=ONCE)
+        if self.output is not None:
+            add(found, self._embedding(choices, self._width(choices)), prefix=LOOKUP)
         found["d_model"] = mean(self._width(choices))
         found["intermediate"] = self._largest_intermediate(choices)
         return found
@@ -192,7 +206,11 @@ class Supernet(nn.Module):
         """
         width = self._width(choices)
         found: Inventory = {"norm.weights": mean(width)}
-        add(found, self._head(choices, width))
+        add(found, self._embedding(choices, width))
+        if self.output is not None:
+            add(found, self._head(choices, width))
+        if self.rope.scaling is not None:
+            found["rope.weights"] = self.head_dim / 2  # ships as divisors of the frequencies
         layers = self._layers(choices)
         empty: Any = 1.0  # probability that no layer was kept so far
         for (attention, a_local, a), (mlp, m_local, m) in layers:
@@ -222,6 +240,12 @@ class Supernet(nn.Module):
         return shares(choices["d_model"], self.d_model)
 
     def _head(self, choices: Choices, width: Mapping[int, Any]) -> Inventory:
+        """Return the inventory of the output projection, which may be the embedding."""
+        if self.output is None:
+            return self._embedding(choices, width)
+        return matrices(self.vocab_size, width, shares(choices[OUTPUT], list(self.output.formats)))
+
+    def _embedding(self, choices: Choices, width: Mapping[int, Any]) -> Inventory:
         formats = shares(choices["embedding.format"], list(self.embedding.formats))
         return matrices(self.vocab_size, width, formats)
 

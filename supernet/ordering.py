@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from supernet.elastic import under
-from supernet.model import Supernet, rope_table
+from supernet.model import Supernet
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def order_by_importance(
     largest = supernet.space.full_precision(supernet.space.largest)
     width = supernet.d_model[-1]
     x = supernet.embedding.weight[tokens]
-    rope = rope_table(tokens.shape[1], supernet.head_dim, supernet.rope_theta, tokens.device)
+    rope = supernet.rope.table(tokens.shape[1], tokens.device)
     found = {}
     for prefix, block in supernet.blocks():
         update = block(x, under(largest, prefix), width, rope)

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from supernet.files import read_json, replacing, write_json, write_text
 from supernet.gates import Gates
 from supernet.genes import SearchSpace
 from supernet.model import Supernet
+from supernet.tokenizer.storing import read_tokenization
 
-WEIGHTS, SPACE, GATES, TOKENIZER = "model.safetensors", "space.json", "gates.json", "tokenizer.json"
+WEIGHTS, SPACE, GATES = "model.safetensors", "space.json", "gates.json"
 DATA, SUMMARY = "data.json", "summary.json"
 CONFIG, LOCK = "config.yaml", ".lock"
 
@@ -167,6 +168,7 @@ class TrainedSupernet:
         gates: content of gates.json.
         data: content of data.json.
         tokenizer_json: content of tokenizer.json.
+        tokenizer_files: name -> text of the files that came with the tokenizer.
     """
 
     folder: Path
@@ -174,6 +176,7 @@ class TrainedSupernet:
     gates: dict[str, Any]
     data: dict[str, Any]
     tokenizer_json: str
+    tokenizer_files: Mapping[str, str] = field(default_factory=dict)
 
     def tokens(self) -> TokenData:
         """Return the tokens it was trained on; a missing cache is built again.
@@ -184,10 +187,28 @@ class TrainedSupernet:
         for key in ("config", "hash"):
             if key not in self.data:
                 raise UserError(f"{self.folder / 'supernet' / DATA} is damaged: it lacks {key}")
-        data = build(OmegaConf.create(self.data["config"]))
+        config = self.data["config"]
+        given = config.get("tokenizer_file")
+        if given is not None and not Path(given).exists():
+            config = {**config, "tokenizer_file": str(self.folder / "supernet")}  # the run has a copy
+        data = build(OmegaConf.create(config))
         if not isinstance(data, TokenData) or data.hash != self.data["hash"]:
             raise UserError(f"the corpus of {self.folder} has changed since training; its hash was {self.data['hash']}")
         return data
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """Return the content of summary.json, which says that `train.py` finished `run`.
+
+    Raises:
+        UserError: the run is missing, unfinished or damaged.
+    """
+    if not run.is_dir():
+        raise UserError(f"run: {run} does not exist; `python train.py +experiment=NAME` makes runs/NAME")
+    path = run / "supernet" / SUMMARY
+    if not path.exists():
+        raise UserError(f"run: the training in {run} has not finished; the command that began it goes on with it")
+    return read_json(path)
 
 
 def load_supernet(run: Path) -> TrainedSupernet:
@@ -198,12 +219,8 @@ def load_supernet(run: Path) -> TrainedSupernet:
     """
     from safetensors.torch import load_file
 
-    if not run.is_dir():
-        raise UserError(f"run: {run} does not exist; `python train.py +experiment=NAME` makes runs/NAME")
+    read_summary(run)
     folder = run / "supernet"
-    if not (folder / SUMMARY).exists():
-        raise UserError(f"run: the training in {run} has not finished; the command that began it goes on with it")
-    read_json(folder / SUMMARY)
     space = read_json(folder / SPACE)
     gates, data = read_json(folder / GATES), read_json(folder / DATA)
     for key in ("budgets_mb", "genes", "modes", "history"):
@@ -216,7 +233,7 @@ def load_supernet(run: Path) -> TrainedSupernet:
         if known != {gene.name: gene.choices for gene in supernet.space}:
             raise UserError(f"{folder / SPACE} is damaged: its genes are not those of its model")
         supernet.load_state_dict(load_file(folder / WEIGHTS))
-        tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
+        tokenization = read_tokenization(folder)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename or folder / WEIGHTS} is missing; the run is damaged") from None
     except UserError:
@@ -226,7 +243,7 @@ def load_supernet(run: Path) -> TrainedSupernet:
     for parameter in supernet.parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{folder / WEIGHTS} is damaged: it holds numbers that are not finite")
-    return TrainedSupernet(run, supernet, gates, data, tokenizer_json)
+    return TrainedSupernet(run, supernet, gates, data, tokenization.json, tokenization.files)
 
 
 def gates_json(

@@ -1,5 +1,6 @@
 """The steps of `train.py`, in the order it names them."""
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,14 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from supernet.config import build, check, check_counts, job_name, number, plain
 from supernet.data import TokenData
 from supernet.errors import UserError
-from supernet.files import read_json, write_json, write_text
+from supernet.files import read_json, write_json
 from supernet.fitting import Batches, check_trainer, fit
 from supernet.flops import phase_flops
 from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Genome
 from supernet.hardware import read_model
-from supernet.initial import flops_before, initial_supernet
+from supernet.initial import completed, initial_supernet, origin, tokenizer_of
 from supernet.losses import evaluate
 from supernet.metrics import Metrics
 from supernet.model import Supernet
@@ -30,7 +31,6 @@ from supernet.run import (
     DATA,
     GATES,
     SUMMARY,
-    TOKENIZER,
     already_finished,
     claim,
     described,
@@ -40,6 +40,7 @@ from supernet.run import (
     versions,
 )
 from supernet.subnet import extract
+from supernet.tokenizer.storing import write_tokenization
 from supernet.training import SupernetTraining, check_budgets
 
 
@@ -51,11 +52,28 @@ class Run:
         folder: runs/NAME.
         finished: whether there is nothing left to train.
         command: what the user typed, for the files that say how they were made.
+        origin: what the summary says of where the initial weights come from; empty where it is finished.
     """
 
     folder: Path
     finished: bool
     command: str
+    origin: dict[str, Any]
+
+
+def with_shape(config: DictConfig) -> DictConfig:
+    """Return the configuration; where `model.init` names a pretrained checkpoint, what is null comes from that."""
+    if config.model.get("init") is None:
+        if config.model.get("n_layers", 0) is None:
+            raise UserError(
+                "model.init: name a checkpoint, a folder with config.json and safetensors or a .bin of llama2.c"
+            )
+        return config
+    config = copy.deepcopy(config)
+    config.model = completed(_plain(config.model))
+    if "tokenizer_file" in config.data and config.data.tokenizer_file is None:
+        config.data.tokenizer_file = tokenizer_of(config.model)
+    return config
 
 
 @contextmanager
@@ -67,7 +85,7 @@ def opened(config: DictConfig) -> Iterator[Run]:
     folder = Path(config.runs_dir) / job_name(config, "name")
     with locked(folder):
         finished = not config.fresh and already_finished(**_claim_of(config, folder))
-        yield Run(folder, finished, typed_command())
+        yield Run(folder, finished, typed_command(), {} if finished else origin(config.model))
 
 
 def _claim_of(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -164,7 +182,7 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
     """Evaluate, and leave what the search reads; summary.json, written last, says that all is there."""
     folder, supernet = run.folder / "supernet", training.supernet.eval()
     save_supernet(folder, supernet, _plain(config.model))
-    write_text(folder / TOKENIZER, data.tokenizer_json)
+    write_tokenization(folder, data.tokenization)
     write_json(folder / DATA, data.describe())
     gates = training.gates if training.budgets else None
     on = {unit: [budget.bound for budget in training.budgets if budget.unit == unit] for unit in ("MB", "ms")}
@@ -188,7 +206,7 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
         "tokens": sum(phase["tokens"] for phase in phases),
         "seconds": round(sum(metrics.seconds.values()), 1),
         "flops": sum(phase["flops"] for phase in phases),
-        "flops_before": flops_before(config.model),
+        **run.origin,
         "phases": phases,
         "threads": torch.get_num_threads(),
         "device": str(training.device),

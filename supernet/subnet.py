@@ -7,19 +7,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from supernet.elastic import under
-from supernet.genes import Genome
-from supernet.model import Supernet, rope_table
+from supernet.genes import Architecture, Genome
+from supernet.model import OUTPUT, Supernet
 from supernet.plain import Block, Linear, RMSNorm
+from supernet.rope import Rope
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """What the shapes of a decoder's weights do not say."""
 
-    head_dim: int
-    rope_theta: float
+    rope: Rope
     norm_eps: float
     context_length: int
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.rope.head_dim
 
 
 class Layer(nn.Module):
@@ -39,12 +44,19 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A plain Llama-like decoder with tied embeddings; layers need not be alike."""
+    """A plain Llama-like decoder; layers need not be alike. Without an output projection that is the embedding."""
 
-    def __init__(self, config: DecoderConfig, embedding: Linear, layers: Iterable[Layer], norm: RMSNorm) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        embedding: Linear,
+        layers: Iterable[Layer],
+        norm: RMSNorm,
+        output: Linear | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.embedding = embedding
+        self.embedding, self.output = embedding, output
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
@@ -62,10 +74,11 @@ class Decoder(nn.Module):
         """Return the logits (batch, tokens, vocab_size) of token ids (batch, tokens)."""
         embedding = self.embedding.effective()
         x = F.embedding(tokens, embedding.weight)
-        rope = rope_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
+        rope = self.config.rope.table(tokens.shape[1], tokens.device)
         for layer in self.layers:
             x = layer(x, rope)
-        return embedding(self.norm(x))
+        head = embedding if self.output is None else self.output.effective()
+        return head(self.norm(x))
 
     def linears(self) -> Iterable[Linear]:
         """Yield everything that is stored in a weight format."""
@@ -80,13 +93,19 @@ class Decoder(nn.Module):
 
 def extract(supernet: Supernet, genome: Genome) -> Decoder:
     """Return the plain decoder of `genome`, with a copy of the weights it inherits and its formats."""
-    architecture = supernet.space.decode(supernet.space.check(genome))
+    return extract_architecture(supernet, supernet.space.decode(supernet.space.check(genome)))
+
+
+def extract_architecture(supernet: Supernet, architecture: Architecture) -> Decoder:
+    """Return the plain decoder of an architecture, whose formats may be none that its genes offer, as F32."""
     width = int(architecture["d_model"])
-    config = DecoderConfig(supernet.head_dim, supernet.rope_theta, supernet.norm_eps, supernet.context_length)
+    config = DecoderConfig(supernet.rope, supernet.norm_eps, supernet.context_length)
     parts = []
     for prefix, block in supernet.blocks():
         local = under(architecture, prefix)
         parts.append(block.extract(local, width) if local["active"] else None)
     layers = [Layer(attention, mlp) for attention, mlp in zip(parts[::2], parts[1::2], strict=True)]
-    embedding = supernet.embedding.extract((supernet.vocab_size,), (width,), str(architecture["embedding.format"]))
-    return Decoder(config, embedding, layers, supernet.norm.extract(width))
+    shape = (supernet.vocab_size,), (width,)
+    embedding = supernet.embedding.extract(*shape, str(architecture["embedding.format"]))
+    output = supernet.output.extract(*shape, str(architecture[OUTPUT])) if supernet.output is not None else None
+    return Decoder(config, embedding, layers, supernet.norm.extract(width), output)

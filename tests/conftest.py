@@ -5,6 +5,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere
 
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -66,6 +68,7 @@ def make_supernet(seed=0, **changes):
             norm_eps=1e-5,
             embedding_formats=v["embedding_formats"],
             blocks={"attention": attention, "mlp": mlp},
+            **{k: v[k] for k in ("tied", "output_formats", "rope_scaling") if k in v},
         )
         for name, parameter in supernet.named_parameters():
             if name.endswith("norm.weight"):
@@ -108,3 +111,32 @@ def toy_space():
             Gene("c.width", (5, 6), "width", needs="c.active"),
         ]
     )
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Do PyTorch's tasks here: importing transformers in a new process for each would take most of the time."""
+    from search.targets.child import answer
+    from search.targets.pytorch import PyTorch
+    from search.targets.pytorch_child import TASKS
+
+    def ask(self, task, path, **settings):
+        with torch.inference_mode():
+            return answer({"task": task, "path": str(path), **self.request(), **settings}, *TASKS)
+
+    monkeypatch.setattr(PyTorch, "ask", ask)
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Return what runs Python source in a fresh process that knows nothing of us, with arguments."""
+
+    def run(source, *arguments):
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment |= {"HF_HOME": str(tmp_path / "hf_home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", source, *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run

@@ -59,6 +59,7 @@ SEARCH = (
     "targets.llama_cpp.prefill_tokens=8",
     "targets.llama_cpp.decode_tokens=4",
     "targets.llama_cpp.repeats=1",
+    "targets.llama_cpp.quantizer=[Q4_K_M]",
 )
 
 

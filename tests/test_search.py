@@ -74,8 +74,13 @@ def test_kills_do_not_show(place):
 def test_a_search_is_complete(place):
     assert [candidate["id"] for candidate in candidates(place.searched)] == list(range(24))
     finalists = read(place.searched / "finalists.json")["targets"]["llama_cpp"]
-    assert len(finalists["finalists"]) == 2 and len(finalists["baselines"]) == 5
-    for entry in [*finalists["finalists"], *finalists["baselines"]]:
+    *baselines, own = finalists["baselines"]
+    assert len(finalists["finalists"]) == 2 and len(baselines) == 5
+    assert own["name"] == "llama.cpp Q4_K_M" and own["measured"]["size_mb"] == own["scores"]["size_mb"]
+    judged, whole = own["fine_tuned"] or own["inherited"], baselines[0]
+    assert judged.keys() == whole["inherited"].keys() and own["scores"]["size_mb"] < whole["scores"]["size_mb"]
+    assert judged["test_loss"] == pytest.approx(whole["inherited"]["test_loss"], rel=0.1)
+    for entry in [*finalists["finalists"], *baselines]:
         theirs = entry["runtime_test"]
         assert entry["measured"]["built"] and entry["sample"].startswith("def ")
         assert theirs["loss"] == pytest.approx(theirs["our_loss"], abs=0.02)
@@ -200,7 +205,7 @@ def test_a_missing_token_cache_is_built_again(place):
 TARGETS = ("llama_cpp", "llama_cpp_q8_kv")
 MEASURED = (
     f"target=[{','.join(TARGETS)}]",
-    *(f"targets.{TARGETS[1]}.{key}" for key in ("prefill_tokens=8", "decode_tokens=4", "repeats=1")),
+    *(f"targets.{TARGETS[1]}.{key}" for key in ("prefill_tokens=8", "decode_tokens=4", "repeats=1", "quantizer=[]")),
     "objective=[loss,size_mb,decode_ms]",
     "budget.decode_ms=9",
     "hurdles.levels=[{sequences: 2, keep: 0.5}]",

@@ -27,6 +27,20 @@ class Error(NetObjective):
         return 1 - evaluation.quality[1]
 
 
+class Divergence(NetObjective):
+    """KL(largest || net) of the predictions in nats per token: what a net loses of the largest subnet.
+
+    Nets compare by it with far less chance than by the loss on the same tokens, since what is hard in these is hard
+    for the largest, too. It keeps the largest's log-probabilities: 2 bytes x tokens x vocabulary.
+    """
+
+    name = "divergence"
+
+    def score(self, evaluation: Evaluation) -> float:
+        """Return the mean over all tokens; near 0 for the largest subnet itself."""
+        return evaluation.divergence
+
+
 class QuantizationLoss(NetObjective):
     """What the formats cost: the loss, less that of the same structure with every weight in F16, in nats.
 

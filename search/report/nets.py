@@ -61,8 +61,11 @@ def best_finalist(data: ReportData, target: str) -> Entry | None:
 
 
 def rival(data: ReportData, target: str, finalist: Entry) -> Entry | None:
-    """Return the baseline nearest in size, uniform formats first: the net one would ship without a search."""
+    """Return the baseline nearest in size of those one would ship without a search, else of all.
+
+    These are the uniform formats and what the runtime's own quantizer makes, which has no genome.
+    """
     size = size_of(finalist)
     sized = [e for e in data.baselines.get(target, []) if size_of(e) is not None]
-    uniform = [e for e in sized if str(e["name"]).startswith("uniform")] or sized
-    return min(uniform, key=lambda e: abs((size_of(e) or 0) - size), default=None) if size is not None else None
+    usual = [e for e in sized if str(e["name"]).startswith("uniform") or e.get("genome") is None] or sized
+    return min(usual, key=lambda e: abs((size_of(e) or 0) - size), default=None) if size is not None else None

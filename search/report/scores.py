@@ -137,5 +137,5 @@ def value_of(data: ReportData, entry: Entry, score: str) -> float | None:
     accuracy = lookup(entry, "inherited", "valid_accuracy")
     if base(score) == "error" and accuracy is not None:
         return 1 - accuracy
-    judged = lookup(entry, "inherited", f"valid_{base(score)}")
-    return lookup(entry, "predicted", base(score)) if judged is None else judged
+    nearest = (("inherited", f"valid_{base(score)}"), ("predicted", base(score)), ("measured", base(score)))
+    return next((value for path in nearest if (value := lookup(entry, *path)) is not None), None)

@@ -79,7 +79,8 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
         '<p class="note">Loss in nats per token, accuracy of the next token. '
         "The search chose by <i>valid</i>, "
         "and <i>test</i> was touched once: a finalist that gains on valid but not on test was overfitted. "
-        "<i>Runtime</i>: the exported file, scored by the runtime itself. "
+        "<i>Runtime</i>: the exported file, scored by the runtime itself, as nets of a runtime's own quantizer are "
+        "throughout. "
         "<i>Late</i>: positions beyond the first quarter of the context. "
         "<i>Worst slice</i>: the part of the corpus where the net's loss is highest; compression that hurts one part "
         "most shows here. "

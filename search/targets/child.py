@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from search.targets import Runtime
 from supernet.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
+SCORED_TOKENS = 32768  # in one call: the whole of a split would take a large net longer than `timeout_s`
 STDERR_TAIL = 400  # characters of what the child printed that go into a reason
 
 Task = Callable[[dict[str, Any]], dict[str, Any]]
@@ -105,18 +106,27 @@ class ChildRuntime(Runtime):
             raise UserError(reply["error"])
         return reply
 
-    def need_on_rows(self, task: str, path: Path, rows: np.ndarray, **settings: Any) -> dict[str, Any]:
-        """Return the reply to a task that reads token ids (n, tokens + 1) from the .npy file `rows`.
+    def token_scores(self, path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return loss (nats) and hit of each next token, each (n, T), of token ids (n, T + 1).
+
+        The task of that name writes both to a .npy file (2, n, T).
 
         Raises:
-            UserError: as `need`; or the rows have another shape.
+            UserError: the runtime is not available, or could not load or run the artifact; or rows of another shape.
         """
         if rows.ndim != 2 or rows.shape[1] < 2 or not len(rows):
             raise UserError(f"expected rows of token ids (n, T + 1), got shape {rows.shape}")
+        at_once = max(1, SCORED_TOKENS // rows.shape[1])
+        parts = [self._scores(path, rows[i : i + at_once]) for i in range(0, len(rows), at_once)]
+        losses, hits = np.concatenate(parts, axis=1)
+        return losses, hits > 0
+
+    def _scores(self, path: Path, rows: np.ndarray) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "rows.npy"
-            np.save(file, rows)
-            return self.need(task, path, rows=str(file), **settings)
+            asked, answered = Path(folder) / "rows.npy", Path(folder) / "scores.npy"
+            np.save(asked, rows)
+            self.need("token_scores", path, rows=str(asked), out=str(answered))
+            return np.load(answered)
 
 
 def check_positive(name: str, conf: str, **settings: Any) -> None:
@@ -124,6 +134,18 @@ def check_positive(name: str, conf: str, **settings: Any) -> None:
     for key, value in settings.items():
         if not isinstance(value, int | float) or value <= 0:
             raise UserError(f"targets.{name}.{key} must be a number above 0, got {value!r} ({conf})")
+
+
+def check_quantizer(name: str, conf: str, kinds: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds that the quantizer of target `name` (configuration file `conf`) is to make.
+
+    Raises:
+        UserError: not a list, or one of them is not `known`.
+    """
+    if not isinstance(kinds, Sequence) or isinstance(kinds, str) or set(kinds) - set(known):
+        asked = kinds if isinstance(kinds, str | None) else list(kinds)
+        raise UserError(f"targets.{name}.quantizer must list some of {', '.join(known)}, got {asked!r} ({conf})")
+    return tuple(kinds)
 
 
 def _reply(child: subprocess.CompletedProcess[bytes], label: str, path: Path) -> dict[str, Any]:

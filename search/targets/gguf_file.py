@@ -1,28 +1,27 @@
 """Writing GGUF: a decoder and its tokenizer as one file for llama.cpp, architecture `deci`.
 
-`deci` is llama.cpp's pre-norm Llama block with head counts and feed-forward widths per layer. The tied
-output projection is left out of the file: llama.cpp then reads the embedding instead.
+`deci` is llama.cpp's pre-norm Llama block with head counts and feed-forward widths per layer. A tied output
+projection is left out of the file: llama.cpp then reads the embedding instead. Llama 3's scaling of rotary positions
+ships as what llama.cpp divides the frequencies by, one tensor for all layers.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, GGUFWriter, TokenType
-from gguf.quants import dequantize
+from gguf import GGUFReader, GGUFWriter
 
+from search.targets.gguf_tokenizer import vocabulary
 from search.targets.packing import KV_VALUES_KEY, PACKERS
 from supernet.blocks.attention import Attention, zero_attention
 from supernet.blocks.swiglu import SwiGLU, zero_swiglu
 from supernet.errors import UserError
 from supernet.files import replacing
-from supernet.formats import F32
 from supernet.plain import Linear, RMSNorm
 from supernet.subnet import Decoder
-from supernet.tokenizer import END_OF_TEXT
+from supernet.tokenizer import Tokenization
 
 ARCHITECTURE = "deci"
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
@@ -52,26 +51,32 @@ def shipped_layers(decoder: Decoder) -> list[ShippedLayer]:
     return shipped
 
 
-def export(decoder: Decoder, tokenizer_json: str, path: Path) -> None:
+def export(decoder: Decoder, tokenizer_json: str, path: Path, files: Mapping[str, str] | None = None) -> None:
     """Write `decoder` and its tokenizer to `path`, atomically.
 
     Args:
         decoder: any subnet; its weights are stored in the formats they carry.
-        tokenizer_json: text of a `tokenizer.json`: a byte-level BPE.
+        tokenizer_json: text of a `tokenizer.json`: a BPE that llama.cpp knows.
         path: of the file.
+        files: name -> text of what came with the tokenizer.
 
     Raises:
         UserError: a format, block or tokenizer that llama.cpp does not know, or weights that are not finite.
     """
     layers = shipped_layers(decoder)
-    vocabulary = _vocabulary(tokenizer_json, decoder.vocab_size)
+    keys = vocabulary(Tokenization(tokenizer_json, files or {}), decoder.vocab_size)
     with replacing(path) as temporary:
         writer = GGUFWriter(temporary, ARCHITECTURE)
         _add_shapes(writer, decoder, layers)
-        for key, value in vocabulary.items():
-            _add(writer, f"tokenizer.ggml.{key}", value)
+        for key, value in keys.items():
+            _add(writer, key, value)
         _add_linear(writer, "token_embd", decoder.embedding)
         _add_norm(writer, "output_norm", decoder.norm)
+        if decoder.output is not None:
+            _add_linear(writer, "output", decoder.output)
+        divisors = decoder.config.rope.divisors()
+        if divisors is not None:
+            writer.add_tensor("rope_freqs.weight", divisors.numpy())
         for i, (attention, mlp) in enumerate(layers):
             for name, part, heads in _tensors(attention, mlp):
                 if isinstance(part, RMSNorm):
@@ -94,35 +99,6 @@ def tensor_bytes(path: Path) -> int:
         return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise UserError(f"{path} is no GGUF file that can be read: {error}") from None
-
-
-@torch.no_grad()
-def load_weights(decoder: Decoder, path: Path) -> Decoder:
-    """Return the decoder with the weights that a GGUF file of its shape holds, whoever quantized them.
-
-    Args:
-        decoder: of the shape that was exported; it is changed.
-        path: of the file.
-    """
-    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-
-    def put(name: str, part: Linear | RMSNorm, heads: int = 0) -> None:
-        tensor = tensors[f"{name}.weight"]
-        values = np.array(dequantize(tensor.data, tensor.tensor_type))
-        if heads:
-            values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
-        part.weight.copy_(torch.from_numpy(values).view_as(part.weight))
-        if isinstance(part, Linear):
-            kind = tensor.tensor_type.name
-            part.format, part.log_factors = F32(), None
-            part.activations = kind if kind in ("F32", "F16") else "Q8_K" if "_K" in kind else "Q8_0"
-
-    put("token_embd", decoder.embedding)
-    put("output_norm", decoder.norm)
-    for i, (attention, mlp) in enumerate(shipped_layers(decoder)):
-        for name, part, heads in _tensors(attention, mlp):
-            put(f"blk.{i}.{name}", part, heads)
-    return decoder
 
 
 def _tensors(attention: Attention | None, mlp: SwiGLU) -> Iterator[tuple[str, Linear | RMSNorm, int]]:
@@ -153,7 +129,7 @@ def _add_shapes(writer: GGUFWriter, decoder: Decoder, layers: list[ShippedLayer]
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(config.rope.theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_uint32(KV_VALUES_KEY, 2 * config.head_dim * sum(kv_heads))
 
@@ -196,35 +172,3 @@ def _interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     """
     halves = rows.reshape(heads, 2, -1, rows.shape[-1])
     return halves.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _vocabulary(tokenizer_json: str, vocab_size: int) -> dict[str, Any]:
-    """Return the values of the `tokenizer.ggml.` keys.
-
-    Raises:
-        UserError: it is not a byte-level BPE as llama.cpp's `gpt-2` splits it, or has too many tokens.
-    """
-    try:
-        content = json.loads(tokenizer_json)
-        model, splitter = content["model"], content["pre_tokenizer"]
-        byte_level = model["type"] == "BPE" and splitter["type"] == "ByteLevel" and content["normalizer"] is None
-        plain = not splitter["add_prefix_space"] and splitter.get("use_regex", True)
-        ids = {**model["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}}
-        special = {token["id"]: token["special"] for token in content["added_tokens"]}
-        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the tokenizer is no byte-level BPE, which a GGUF file needs ({error!r})") from None
-    if not byte_level or not plain:
-        raise UserError("a GGUF file needs a byte-level BPE: no normalizer, no prefix space, GPT-2's regex")
-    if max(ids.values()) >= vocab_size:
-        raise UserError(f"the tokenizer has id {max(ids.values())}, but the model has {vocab_size} embeddings")
-    # Rows of the embedding that no token uses still need a name.
-    tokens, types = [f"[unused {i}]" for i in range(vocab_size)], [int(TokenType.UNUSED)] * vocab_size
-    for token, i in ids.items():
-        tokens[i], types[i] = token, int(TokenType.NORMAL)
-        if i in special:
-            types[i] = int(TokenType.CONTROL if special[i] else TokenType.USER_DEFINED)
-    values = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": types, "merges": merges}
-    if END_OF_TEXT in ids:
-        values |= {"bos_token_id": ids[END_OF_TEXT], "eos_token_id": ids[END_OF_TEXT]}
-    return {**values, "add_bos_token": False}

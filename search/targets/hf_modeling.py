@@ -5,6 +5,7 @@ and transformers. `config.layers` has one entry a layer with its numbers of quer
 and its feed-forward width; where a number is 0, the layer has no such part.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -32,11 +33,13 @@ class SubnetConfig(PreTrainedConfig):
         rms_norm_eps: float = 1e-5,
         max_position_embeddings: int = 0,
         use_cache: bool = True,
+        llama3_scaling: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size, self.hidden_size, self.head_dim = vocab_size, hidden_size, head_dim
         self.layers = layers or []
         self.rope_theta, self.rms_norm_eps = rope_theta, rms_norm_eps
+        self.llama3_scaling = llama3_scaling  # of the frequencies of rotary positions; not where transformers looks
         self.max_position_embeddings, self.use_cache = max_position_embeddings, use_cache
         # What tools of transformers read; per layer the truth is in `layers`.
         self.num_hidden_layers = len(self.layers)
@@ -147,7 +150,7 @@ class SubnetModel(nn.Module):
 
 
 class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
-    """The decoder with its output projection, which is the embedding."""
+    """The decoder with its output projection, which is the embedding where `tie_word_embeddings` says so."""
 
     config_class = SubnetConfig
     base_model_prefix = "model"
@@ -157,6 +160,8 @@ class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: SubnetConfig) -> None:
         super().__init__(config)
         self.model = SubnetModel(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -164,13 +169,20 @@ class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.embed_tokens
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Replace the embedding, and with it the output projection."""
+        """Replace the embedding, and with it a tied output projection."""
         self.model.embed_tokens = value
+
+    def _head(self) -> Tensor:
+        head: Any = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return head.weight
 
     def _rope(self, positions: Tensor, dtype: torch.dtype) -> Rope:
         """Return cosines and sines, each (batch, 1, tokens, head_dim), of positions (batch, tokens)."""
         exponents = torch.arange(0, self.config.head_dim, 2, device=positions.device).float() / self.config.head_dim
-        angles = positions[:, None, :, None].float() * self.config.rope_theta**-exponents
+        frequencies = self.config.rope_theta**-exponents
+        if self.config.llama3_scaling is not None:
+            frequencies = _stretched(frequencies, **self.config.llama3_scaling)
+        angles = positions[:, None, :, None].float() * frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -208,11 +220,24 @@ class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
         mask = _mask(attention_mask, n_tokens, n_past, x.device)
         x = self.model(x, self._rope(position_ids, x.dtype), mask, past_key_values)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = F.linear(x[:, keep], self.model.embed_tokens.weight)
+        logits = F.linear(x[:, keep], self._head())
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+
+def _stretched(
+    frequencies: Tensor,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: int,
+) -> Tensor:
+    """Return the frequencies as Llama 3 scales them: slow ones divided by the factor, fast ones as they are."""
+    turns = original_max_position_embeddings * frequencies / (2 * math.pi)
+    fast = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return frequencies * ((1 - fast) / factor + fast)
 
 
 def _mask(attention_mask: Tensor | None, n_tokens: int, n_past: int, device: torch.device) -> Tensor | None:

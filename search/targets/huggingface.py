@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.targets import Target, nf4
+from search.targets.hf_tokenizer import special_ids, tokenizer_files
 from supernet.errors import UserError
 from supernet.genes import Value
-from supernet.tokenizer import END_OF_TEXT
+from supernet.tokenizer import Tokenization
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,14 +42,16 @@ class HuggingFace(Target):
         """Return None: weights are stored as floats, and the modeling file takes any sizes."""
         return None
 
-    def export(self, decoder: Decoder, tokenizer_json: str, folder: Path) -> Path:
+    def export(
+        self, decoder: Decoder, tokenizer_json: str, folder: Path, files: Mapping[str, str] | None = None
+    ) -> Path:
         """Write the checkpoint `folder`/hf, whole or not at all, and return its path.
 
         Raises:
             UserError: the tokenizer does not fit, or the path holds something else.
         """
         path = folder / "hf"
-        export(decoder, tokenizer_json, path, self.dtype)
+        export(decoder, tokenizer_json, path, self.dtype, files=files)
         return path
 
 
@@ -63,18 +66,27 @@ class HuggingFaceNF4(HuggingFace):
         """Return None where every matrix is NF4 or F16, and the embedding F16; else which is not."""
         return nf4.supports(architecture)
 
-    def export(self, decoder: Decoder, tokenizer_json: str, folder: Path) -> Path:
+    def export(
+        self, decoder: Decoder, tokenizer_json: str, folder: Path, files: Mapping[str, str] | None = None
+    ) -> Path:
         """Write the checkpoint `folder`/hf_nf4, whole or not at all, and return its path.
 
         Raises:
             UserError: a format that does not go there, the tokenizer does not fit, or the path holds something else.
         """
         path = folder / "hf_nf4"
-        export(decoder, tokenizer_json, path, self.dtype, packed=True)
+        export(decoder, tokenizer_json, path, self.dtype, packed=True, files=files)
         return path
 
 
-def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "float32", packed: bool = False) -> None:
+def export(
+    decoder: Decoder,
+    tokenizer_json: str,
+    folder: Path,
+    dtype: str = "float32",
+    packed: bool = False,
+    files: Mapping[str, str] | None = None,
+) -> None:
     """Write a checkpoint into `folder`, which appears complete or not at all.
 
     Args:
@@ -83,6 +95,7 @@ def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "fl
         folder: to write; an older checkpoint there is replaced.
         dtype: of the stored weights: float32, bfloat16 or float16. The last two round them again.
         packed: matrices in NF4 are stored as bitsandbytes reads them; all formats must be NF4 or F16.
+        files: name -> text of what came with the tokenizer.
 
     Raises:
         UserError: an unknown dtype, a format that cannot be packed, a damaged tokenizer or one with more
@@ -92,29 +105,21 @@ def export(decoder: Decoder, tokenizer_json: str, folder: Path, dtype: str = "fl
     from safetensors.torch import save_file
 
     torch_dtype = getattr(torch, _check_dtype(dtype))
-    special = _end_of_text(tokenizer_json, decoder.vocab_size)
+    tokenization = Tokenization(tokenizer_json, files or {})
+    texts = tokenizer_files(tokenization, decoder.vocab_size, decoder.config.context_length)
     sizes = [_sizes(attention, mlp) for attention, mlp in _parts(decoder)]
-    config = {**_config(decoder, sizes), "dtype": dtype, "bos_token_id": special, "eos_token_id": special}
+    config = {**_config(decoder, sizes), "dtype": dtype, **special_ids(tokenization)}
     tensors: dict[str, Tensor] = {}
     for name, module in _modules(decoder):
         found = nf4.packed(name, module) if packed else None
         tensors |= found or {f"{name}.weight": _value(module).to("cpu", torch_dtype).contiguous()}
     if packed:
         config |= nf4.config(tensors, dtype)
-    tokenizer: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": decoder.config.context_length,
-        "clean_up_tokenization_spaces": False,
-    }
-    if special is not None:
-        tokenizer |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
-    with _replacing_folder(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         _write_json(temporary / "config.json", config)
-        _write_json(temporary / "generation_config.json", generation)
-        _write_json(temporary / "tokenizer_config.json", tokenizer)
-        (temporary / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         if "auto_map" in config:
             shutil.copyfile(Path(__file__).with_name("hf_modeling.py"), temporary / MODELING_FILE)
 
@@ -124,19 +129,6 @@ def _check_dtype(dtype: str) -> str:
         known = ", ".join(DTYPES)
         raise UserError(f"huggingface: dtype must be one of {known}, got {dtype!r} (conf/target/huggingface.yaml)")
     return dtype
-
-
-def _end_of_text(tokenizer_json: str, vocab_size: int) -> int | None:
-    """Return the id of the end-of-text token, None where the tokenizer has none."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # tokenizers raises the base class
-        raise UserError(f"the tokenizer is damaged: {error}") from None
-    if tokenizer.get_vocab_size() > vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {vocab_size} embeddings")
-    return tokenizer.token_to_id(END_OF_TEXT)
 
 
 def _parts(decoder: Decoder) -> Iterator[tuple[Attention | None, SwiGLU | None]]:
@@ -164,12 +156,13 @@ def _config(decoder: Decoder, sizes: list[dict[str, int]]) -> dict[str, Any]:
         "vocab_size": decoder.vocab_size,
         "hidden_size": decoder.d_model,
         "head_dim": decoder.config.head_dim,
-        "rope_theta": decoder.config.rope_theta,
+        "rope_theta": decoder.config.rope.theta,
         "rms_norm_eps": decoder.config.norm_eps,
         "max_position_embeddings": decoder.config.context_length,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": decoder.output is None,
         "use_cache": True,
     }
+    scaling = decoder.config.rope.scaling_json()
     first = sizes[0] if sizes else {"heads": 0, "ffn": 0}
     complete = first["heads"] > 0 and first["ffn"] > 0
     # transformers' Llama insists that the heads divide the width, though their size is given.
@@ -185,8 +178,13 @@ def _config(decoder: Decoder, sizes: list[dict[str, int]]) -> dict[str, Any]:
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
-            # transformers 5 reads this, transformers 4 the key of the same name above.
-            "rope_parameters": {"rope_type": "default", "rope_theta": decoder.config.rope_theta},
+            # transformers 5 reads this, transformers 4 the key of the same name above and `rope_scaling`.
+            "rope_parameters": {
+                "rope_type": "llama3" if scaling else "default",
+                "rope_theta": decoder.config.rope.theta,
+                **(scaling or {}),
+            },
+            "rope_scaling": {"rope_type": "llama3", **scaling} if scaling else None,
         }
     module = MODELING_FILE.removesuffix(".py")
     return {
@@ -198,23 +196,24 @@ def _config(decoder: Decoder, sizes: list[dict[str, int]]) -> dict[str, Any]:
             "AutoModelForCausalLM": f"{module}.SubnetForCausalLM",
         },
         "layers": sizes,
+        "llama3_scaling": scaling,
     }
 
 
 def _modules(decoder: Decoder) -> Iterator[tuple[str, Linear | RMSNorm]]:
     """Yield every module with a weight under its path in transformers' Llama; empty layers are left out."""
-    yield "model.embed_tokens", decoder.embedding
-    yield "model.norm", decoder.norm
+    from supernet.pretrained.hf_llama import NAMES  # the one table, read in both directions
+
+    yield NAMES["embedding"], decoder.embedding
+    yield NAMES["norm"], decoder.norm
+    if decoder.output is not None:
+        yield NAMES["output"], decoder.output
     for i, (attention, mlp) in enumerate(_parts(decoder)):
-        prefix = f"model.layers.{i}."
-        if attention is not None:
-            yield f"{prefix}input_layernorm", attention.norm
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                yield f"{prefix}self_attn.{name}", attention.get_submodule(name)  # type: ignore[misc]
-        if mlp is not None:
-            yield f"{prefix}post_attention_layernorm", mlp.norm
-            for name in ("gate_proj", "up_proj", "down_proj"):
-                yield f"{prefix}mlp.{name}", mlp.get_submodule(name)  # type: ignore[misc]
+        for ours, theirs in NAMES.items():
+            kind, _, name = ours.partition(".")
+            block = {"attention": attention, "mlp": mlp}.get(kind)
+            if block is not None:
+                yield f"model.layers.{i}.{theirs}", block.get_submodule(name)  # type: ignore[misc]
 
 
 def _value(module: Linear | RMSNorm) -> Tensor:
@@ -230,7 +229,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success its files are flushed and it takes the place."""
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{folder} exists and is no checkpoint: move it away")

@@ -10,16 +10,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from search.targets.child import ChildRuntime, check_positive
+from search.targets.child import ChildRuntime, check_positive, check_quantizer
 from supernet.errors import UserError
 from supernet.files import replacing
 from supernet.genes import Value
 
 if TYPE_CHECKING:
     from supernet.subnet import Decoder
+    from supernet.tokenizer import Tokenization
 
 CONF = "conf/target/llama_cpp.yaml"
 QUANTIZER = "search.targets.llama_cpp_quantize"
+KINDS = (  # that its quantizer makes of any net; others need an importance matrix
+    *("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M"),
+    *("Q6_K", "Q8_0", "IQ3_S", "IQ3_M", "IQ4_XS", "IQ4_NL"),
+    *("Q2_K pure", "Q3_K_S pure", "Q4_0 pure", "Q4_K_S pure", "Q5_K_S pure", "Q6_K pure"),
+)
+PURE = " pure"  # one format for all matrices
 KV_CACHES = {"F16": 2.0, "Q8_0": 34 / 32}  # type -> bytes per value
 # ggml would start a debugger to print where an assertion failed. And glibc puts large blocks at the same offset
 # within a page only when it maps them: else the time of a prompt changes by up to 7 % with whatever the
@@ -38,6 +45,7 @@ class LlamaCpp(ChildRuntime):
     label = "llama.cpp"
     environment: ClassVar[Mapping[str, str]] = ENVIRONMENT
     file_name = "model.gguf"
+    quantizer_name = "llama.cpp"
     rounds_activations = True
 
     def __init__(
@@ -50,6 +58,7 @@ class LlamaCpp(ChildRuntime):
         repeats: int,
         timeout_s: float,
         hardware: str | None,
+        quantizer: Sequence[str],
     ) -> None:
         counts = {"n_threads": n_threads, "prefill_tokens": prefill_tokens, "decode_tokens": decode_tokens}
         check_positive(name, CONF, **counts, repeats=repeats, timeout_s=timeout_s)
@@ -59,6 +68,7 @@ class LlamaCpp(ChildRuntime):
         self.name, self.n_threads, self.kv_cache = name, n_threads, kv_cache
         self.prefill_tokens, self.decode_tokens, self.repeats = prefill_tokens, decode_tokens, repeats
         self.timeout_s, self.hardware = timeout_s, hardware
+        self.quantizer = check_quantizer(name, CONF, quantizer, KINDS)
         self.kv_bytes_per_value = KV_CACHES[kv_cache]
 
     @property
@@ -72,6 +82,16 @@ class LlamaCpp(ChildRuntime):
             return "the target llama_cpp needs llama-cpp-python: pip install -e '.[gguf]'"
         return None
 
+    def supports_tokenizer(self, tokenization: Tokenization, vocab_size: int) -> str | None:
+        """Return None when llama.cpp splits text into the same ids, else the reason."""
+        from search.targets.gguf_tokenizer import vocabulary
+
+        try:
+            vocabulary(tokenization, vocab_size)
+        except UserError as error:
+            return str(error)
+        return None
+
     def supports(self, architecture: Mapping[str, Value]) -> str | None:
         """Return None when a GGUF file can hold the architecture, else the reason."""
         from search.targets.packing import PACKERS
@@ -81,7 +101,9 @@ class LlamaCpp(ChildRuntime):
                 return f"{name} is {value}; llama.cpp is shipped {', '.join(PACKERS)}"
         return None
 
-    def export(self, decoder: Decoder, tokenizer_json: str, folder: Path) -> Path:
+    def export(
+        self, decoder: Decoder, tokenizer_json: str, folder: Path, files: Mapping[str, str] | None = None
+    ) -> Path:
         """Write `folder`/model.gguf, atomically, and return its path.
 
         Raises:
@@ -90,28 +112,31 @@ class LlamaCpp(ChildRuntime):
         from search.targets import gguf_file
 
         path = folder / self.file_name
-        gguf_file.export(decoder, tokenizer_json, path)
+        gguf_file.export(decoder, tokenizer_json, path, files)
         return path
 
-    def requantize(self, path: Path, kind: str, folder: Path, pure: bool = False) -> Path:
-        """Let llama.cpp's own quantizer write `folder`/STEM-`kind`.gguf, atomically, and return its path.
+    def quantized(self, path: Path, kind: str, folder: Path) -> tuple[Path, int]:
+        """Let llama.cpp's own quantizer write `folder`/STEM-`kind`.gguf, atomically; return path and bytes of tensors.
 
         llama.cpp mixes formats by rules of its own: the tied embedding in Q6_K, in Q4_K_M and its like more bits for
         some matrices; rows that are no multiple of 256 get Q4_0, Q5_0, Q5_1 or Q8_0 in place of a K-format.
 
         Args:
             path: of a GGUF file in F16.
-            kind: as llama.cpp names it: `Q4_K_M`, `Q3_K_M`, `Q2_K`, `Q8_0`, ...
+            kind: of KINDS, as llama.cpp names it; those that are pure have one format for all matrices, the embedding
+                included.
             folder: to write to.
-            pure: one format for all matrices, the embedding included; the name gets a `-pure`.
 
         Raises:
-            UserError: llama.cpp is missing, knows no such kind, or refuses the file; or the file is quantized already.
+            UserError: llama.cpp is missing, or refuses the file; or the file is quantized already.
         """
-        out = folder / f"{path.stem}-{kind}{'-pure' if pure else ''}.gguf"
+        from search.targets.gguf_file import tensor_bytes
+
+        out = folder / f"{path.stem}-{kind.replace(' ', '-')}.gguf"
+        named, pure = kind.removesuffix(PURE), kind.endswith(PURE)
         with replacing(out) as temporary:
-            self.need("requantize", path, module=QUANTIZER, kind=kind, pure=pure, out=str(temporary))
-        return out
+            self.need("quantize", path, module=QUANTIZER, kind=named, pure=pure, out=str(temporary))
+        return out, tensor_bytes(out)
 
     def loads(self, path: Path) -> str | None:
         """Return None when llama.cpp loads the file and runs one token, else the reason why not.
@@ -144,18 +169,6 @@ class LlamaCpp(ChildRuntime):
         """
         return self.measured(path, **{k: getattr(self, k) for k in ("prefill_tokens", "decode_tokens", "repeats")})
 
-    def evaluate(self, path: Path, rows: np.ndarray) -> dict[str, float]:
-        """Return `loss` (mean negative log-likelihood, nats per token) and `accuracy` of next tokens.
-
-        Args:
-            path: of a GGUF file.
-            rows: ids (n, T + 1); each row is a sequence of its own and has T predictions.
-
-        Raises:
-            UserError: llama.cpp is missing, or could not load or run the file.
-        """
-        return self.need_on_rows("evaluate", path, rows)
-
     def logits(self, path: Path, tokens: Sequence[int]) -> np.ndarray:
         """Return the float32 logits (tokens, vocab_size) of one short sequence.
 
@@ -167,13 +180,21 @@ class LlamaCpp(ChildRuntime):
             self.need("logits", path, tokens=[int(token) for token in tokens], out=str(out))
             return np.load(out)
 
-    def tokenize(self, path: Path, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize(
+        self, path: Path, texts: Sequence[str], add_special: bool = False, parse_special: bool = True
+    ) -> list[list[int]]:
         """Return the ids of each text under the tokenizer inside the file.
+
+        Args:
+            path: of a GGUF file.
+            texts: to encode.
+            add_special: place the tokens that begin and end a text, where the tokenizer has such.
+            parse_special: special tokens written within a text are those tokens, else text.
 
         Raises:
             UserError: llama.cpp is missing, or could not load the file.
         """
-        return self.need("tokenize", path, texts=list(texts))["ids"]
+        return self.need("tokenize", path, texts=list(texts), add=add_special, parse=parse_special)["ids"]
 
     def generate(
         self,

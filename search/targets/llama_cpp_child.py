@@ -105,11 +105,11 @@ class Session:
         # Reading the logits waits for the result: without it the time of a decode reads 0.
         return llama_cpp.llama_get_logits(self.context)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Return the ids of `text`, special tokens recognized."""
+    def tokenize(self, text: str, add: bool = True, parse: bool = True) -> list[int]:
+        """Return the ids of `text`; `add` places what begins and ends a text, `parse` recognizes special tokens."""
         encoded = text.encode()
-        ids = (llama_cpp.llama_token * (len(encoded) + 1))()
-        n = llama_cpp.llama_tokenize(self.vocab, encoded, len(encoded), ids, len(ids), False, True)
+        ids = (llama_cpp.llama_token * (len(encoded) + 8))()  # a space before the text, and what is placed
+        n = llama_cpp.llama_tokenize(self.vocab, encoded, len(encoded), ids, len(ids), add, parse)
         return list(ids[:n])
 
     def piece(self, token: int) -> bytes:
@@ -193,19 +193,19 @@ def _kv_bytes(session: Session) -> float | None:
     return int(buffer.value) * session.kv_bytes_per_value if found >= 0 else None
 
 
-def evaluate(request: dict[str, Any]) -> dict[str, Any]:
-    """Return mean loss (nats) and accuracy of next tokens over the rows (n, T + 1) of a .npy file."""
+def token_scores(request: dict[str, Any]) -> dict[str, Any]:
+    """Write loss (nats) and hit of each next token of the rows (n, T + 1) of a .npy file to another, (2, n, T)."""
     rows = np.load(request["rows"])
     session = Session(request, rows.shape[1] - 1)
-    losses, hits = [], []
+    scores = []
     for row in rows:
         session.clear()
         logits = session.decode(row[:-1].tolist(), all_logits=True)
         highest = logits.max(-1, keepdims=True)
         log_total = np.log(np.exp(logits - highest).sum(-1, dtype=np.float64)) + highest[:, 0]
-        losses.append(log_total - logits[np.arange(len(logits)), row[1:]])
-        hits.append(logits.argmax(-1) == row[1:])
-    return {"loss": float(np.mean(losses)), "accuracy": float(np.mean(hits))}
+        scores.append((log_total - logits[np.arange(len(logits)), row[1:]], logits.argmax(-1) == row[1:]))
+    np.save(request["out"], np.array(scores).swapaxes(0, 1))
+    return {}
 
 
 def logits(request: dict[str, Any]) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def logits(request: dict[str, Any]) -> dict[str, Any]:
 def tokenize(request: dict[str, Any]) -> dict[str, Any]:
     """Return the ids of each text."""
     session = Session(request, 1)
-    return {"ids": [session.tokenize(text) for text in request["texts"]]}
+    return {"ids": [session.tokenize(text, request["add"], request["parse"]) for text in request["texts"]]}
 
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
     return {"text": text.decode("utf-8", errors="replace")}
 
 
-TASKS = {task.__name__: task for task in (loads, measure, evaluate, logits, tokenize, generate)}
+TASKS = {task.__name__: task for task in (loads, measure, token_scores, logits, tokenize, generate)}
 
 
 def answer() -> None:

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from supernet.plain import Linear, RMSNorm
 
 FORMATS = ("NF4", "F16")
-EMBEDDING = "model.embed_tokens"
+QUANTIZATIONS: dict[str, dict[str, Any]] = {  # what bitsandbytes makes of a net of floats, and how it is asked to
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},  # QLoRA, arXiv 2305.14314; no double quantization
+    "int8": {"load_in_8bit": True},  # LLM.int8, arXiv 2208.07339: activations in 8 bits, too, but those of 6 and more
+}
+FLOATS = ("model.embed_tokens", "lm_head")  # what bitsandbytes leaves as it is
 ROWS = 32  # bitsandbytes packs so many rows together on processors that multiply in bfloat16
 
 
@@ -34,8 +38,8 @@ def missing() -> str | None:
 def supports(architecture: Mapping[str, Value]) -> str | None:
     """Return None when transformers can hold the formats of an architecture in 4 bits, else the reason."""
     for name, value in architecture.items():
-        if name == "embedding.format" and value != "F16":
-            return f"embedding.format is {value}; bitsandbytes leaves embeddings as floats, so it must be F16"
+        if name in ("embedding.format", "output.format") and value != "F16":
+            return f"{name} is {value}; bitsandbytes leaves embeddings as floats, so it must be F16"
         if name.endswith("_format") and value not in FORMATS:
             return f"{name} is {value}; a checkpoint of bitsandbytes holds {' and '.join(FORMATS)}"
     return None
@@ -58,7 +62,7 @@ def packed(name: str, module: Linear | RMSNorm) -> dict[str, Tensor] | None:
 
     if isinstance(module, RMSNorm) or module.format.name == "F16":
         return None
-    if module.format.name != "NF4" or name == EMBEDDING:
+    if module.format.name != "NF4" or name in FLOATS:
         raise UserError(f"{name} is {module.format.name}, which a checkpoint of bitsandbytes does not hold")
     codes, scales = (part.cpu() for part in module.encoded())
     if len(codes) % ROWS:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from search.targets.child import ChildRuntime, check_positive
 from search.targets.huggingface import DTYPES, export
 from supernet.errors import UserError
@@ -81,14 +79,16 @@ class PyTorch(ChildRuntime):
         """Return None: weights are held as floats, and the modeling file takes any sizes."""
         return None
 
-    def export(self, decoder: Decoder, tokenizer_json: str, folder: Path) -> Path:
+    def export(
+        self, decoder: Decoder, tokenizer_json: str, folder: Path, files: Mapping[str, str] | None = None
+    ) -> Path:
         """Write the checkpoint `folder`/pytorch_DTYPE, whole or not at all, and return its path.
 
         Raises:
             UserError: the tokenizer does not fit, or the path holds something else.
         """
         path = folder / self.file_name
-        export(decoder, tokenizer_json, path, self.dtype)
+        export(decoder, tokenizer_json, path, self.dtype, files=files)
         return path
 
     def loads(self, path: Path) -> str | None:
@@ -124,18 +124,6 @@ class PyTorch(ChildRuntime):
             UserError: the device is missing, or there is no such folder.
         """
         return self.measured(path, **self.measuring)
-
-    def evaluate(self, path: Path, rows: np.ndarray) -> dict[str, float]:
-        """Return `loss` (mean negative log-likelihood, nats per token) and `accuracy` of next tokens.
-
-        Args:
-            path: of a checkpoint folder.
-            rows: ids (n, T + 1); each row is a sequence of its own and has T predictions.
-
-        Raises:
-            UserError: the device is missing, or PyTorch could not load or run the folder.
-        """
-        return self.need_on_rows("evaluate", path, rows)
 
     def generate(self, path: Path, prompt: str, n_tokens: int, seed: int, temperature: float = 0.8) -> str:
         """Return up to `n_tokens` tokens of text that continue the prompt.

@@ -7,6 +7,7 @@ class that runs it is transformers' Llama or our own, and no code in the folder 
 
 import gc
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,18 +22,14 @@ from transformers.utils import logging
 
 from search.targets.child import Failure, processor, resident_bytes, serve, start_of_peak
 from search.targets.hf_modeling import SubnetConfig, SubnetForCausalLM
-from supernet.losses import evaluate as evaluate_network
-from supernet.tokenizer import END_OF_TEXT
+from supernet.losses import score_tokens
 
+CONFIG = "config.json"
 CLASSES = {  # name in config.json -> configuration, model
     "LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM),
     "SubnetForCausalLM": (SubnetConfig, SubnetForCausalLM),
 }
-QUANTIZATIONS: dict[str, dict[str, Any]] = {  # what bitsandbytes can make of a net of floats while it is loaded
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
-    "int8": {"load_in_8bit": True},
-}
-EVALUATED_ROWS = 8  # at a time
+SCORED_ROWS = 8  # at a time
 
 
 class Session:
@@ -42,12 +39,12 @@ class Session:
         path: of the folder.
         device: cuda or cpu.
         dtype: of weights, but those that bitsandbytes holds, and of the cache.
-        quantize: one of QUANTIZATIONS, or None.
+        quantize: how bitsandbytes quantizes what it loads, one of `search.targets.nf4.QUANTIZATIONS`; None: not at all.
     """
 
-    def __init__(self, path: str, device: str, dtype: str, quantize: str | None = None) -> None:
+    def __init__(self, path: str, device: str, dtype: str, quantize: dict[str, Any] | None = None) -> None:
         self.device = torch.device(device)
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
         name = next(iter(config.get("architectures") or []), None)
         if name not in CLASSES:
             raise Failure(f"config.json names the architecture {name}, expected one of {', '.join(CLASSES)}")
@@ -57,7 +54,7 @@ class Session:
             dropped.add("quantization_config")
         options: dict[str, Any] = {}
         if quantize:
-            options["quantization_config"] = BitsAndBytesConfig(**QUANTIZATIONS[quantize])
+            options["quantization_config"] = BitsAndBytesConfig(**quantize)
         if quantize or "quantization_config" in config.keys() - dropped:
             options["device_map"] = {"": device}
         # With class, configuration and attention given, nothing that config.json may name else is looked for.
@@ -79,7 +76,6 @@ class Session:
         self.model = model.eval() if options else model.eval().to(self.device)
         # Before the first call, in which bitsandbytes may pack weights another way.
         self.bytes_held = sum(p.nbytes + _scale_bytes(p) for p in model.parameters())
-        self.bytes_shipped = sum(_shipped_bytes(p) + _scale_bytes(p) for p in model.parameters())
         self.vocab_size = int(model.config.vocab_size)
         self.cache: Any = None
         self.wait()
@@ -120,7 +116,7 @@ def _shipped_bytes(parameter: Tensor) -> int:
 
 
 def _session(request: dict[str, Any]) -> Session:
-    return Session(request["path"], request["device"], request["dtype"], request.get("quantize"))
+    return Session(request["path"], request["device"], request["dtype"])
 
 
 def loads(request: dict[str, Any]) -> dict[str, Any]:
@@ -177,28 +173,45 @@ def _timed(session: Session, tokens: Sequence[int]) -> tuple[float, float]:
     return (time.process_time_ns() - cpu) / 1e6, (time.perf_counter_ns() - wall) / 1e6
 
 
-def evaluate(request: dict[str, Any]) -> dict[str, Any]:
-    """Return mean loss (nats) and accuracy of next tokens over the rows (n, T + 1) of a .npy file.
-
-    With `quantize` also `bytes`: of the weights, scales included; as we ship them, floats are F16 and norms F32.
-    """
+def token_scores(request: dict[str, Any]) -> dict[str, Any]:
+    """Write loss (nats) and hit of each next token of the rows (n, T + 1) of a .npy file to another, (2, n, T)."""
     session = _session(request)
     rows = torch.from_numpy(np.load(request["rows"]).astype(np.int64)).to(session.device)
 
     def network(tokens: Tensor) -> Tensor:
         return session.model(tokens, use_cache=False).logits.float()
 
-    loss, accuracy = evaluate_network(network, rows, EVALUATED_ROWS)
-    reply = {"loss": loss, "accuracy": accuracy}
-    return {**reply, "bytes": session.bytes_shipped} if request.get("quantize") else reply
+    losses, hits = score_tokens(network, rows, SCORED_ROWS)
+    np.save(request["out"], torch.stack((losses, hits.float())).cpu().numpy())
+    return {}
+
+
+def quantize(request: dict[str, Any]) -> dict[str, Any]:
+    """Let bitsandbytes quantize a checkpoint of floats while it is loaded, and write it to the folder `out`.
+
+    The reply has `bytes`: of the weights with their scales; other matrices as they ship, in F16, and norms in F32.
+    """
+    path, out = Path(request["path"]), Path(request["out"])
+    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise Failure("it is quantized already: bitsandbytes quantizes a checkpoint of floats")
+    session = Session(request["path"], request["device"], request["dtype"], request["how"])
+    session.model.save_pretrained(out)
+    # The names of our own classes, and the tokenizer, are lost on the way.
+    shutil.copytree(path, out, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    config["quantization_config"] = session.model.config.quantization_config.to_dict()
+    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return {"bytes": sum(_shipped_bytes(p) + _scale_bytes(p) for p in session.model.parameters())}
 
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:
     """Return sampled text that continues the prompt, until the end-of-text token or `n_tokens`."""
     session = _session(request)
     tokenizer = Tokenizer.from_file(str(Path(request["path"]) / "tokenizer.json"))
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    prompt = tokenizer.encode(request["prompt"]).ids or [end or 0]
+    config = json.loads((Path(request["path"]) / CONFIG).read_text(encoding="utf-8"))
+    end = config.get("eos_token_id")
+    ends = end if isinstance(end, list) else [end]
+    prompt = tokenizer.encode(request["prompt"]).ids or [config.get("bos_token_id") or 0]
     # The same noise as llama.cpp's child draws, so that targets write the same text where logits agree.
     rng = np.random.default_rng(request["seed"])
     written: list[int] = []
@@ -207,14 +220,15 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
         scores = session.decode(tokens).float().cpu().numpy()
         # The Gumbel trick: the argmax of noisy logits is a draw from their softmax.
         token = int(np.argmax(scores + rng.gumbel(size=len(scores)) * request["temperature"]))
-        if token == end:
+        if token in ends:
             break
         written.append(token)
         tokens = [token]
-    return {"text": tokenizer.decode(written)}
+    before = tokenizer.decode(prompt)  # a decoder may treat the first token of a text in its own way
+    return {"text": tokenizer.decode([*prompt, *written])[len(before) :]}
 
 
-TASKS = (loads, measure, evaluate, generate)
+TASKS = (loads, measure, token_scores, quantize, generate)
 
 
 def main() -> None:

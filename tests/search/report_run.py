@@ -46,7 +46,8 @@ class Fixture:
         self.front.sort(key=lambda c: c["scores"]["size_mb"])
         lists = {"finalists": [self.entry(c, f"finalist {c['id']}", True) for c in self.front[-4:]]}
         lists["baselines"] = [self.uniform(name) for name in FORMATS[:3]]
-        lists["baselines"].append(self.entry(self.candidate(self.space.largest, None), "largest F16", False))
+        largest = self.entry(self.candidate(self.space.largest, None), "largest F16", False)
+        lists["baselines"] += [largest, self.by_own_quantizer(largest)]
         members = [{**c, "architecture": {}, "predicted": None, "measured": self.measured(c)} for c in self.front]
         write_json(self.run / "supernet" / "space.json", {"genes": self.space.to_json()})
         write_json(self.search_dir / "front.json", {"targets": dict.fromkeys(targets, members)})
@@ -169,6 +170,12 @@ class Fixture:
     def uniform(self, name: str) -> dict[str, Any]:
         genome = self.space.with_format(self.space.largest, name) if name in FORMATS[:3] else self.space.largest
         return self.entry(self.candidate(genome, None), f"uniform {name}", False)
+
+    @staticmethod
+    def by_own_quantizer(largest: dict[str, Any]) -> dict[str, Any]:
+        scores = {"inherited": None, "fine_tuned": largest["inherited"], "scores": {"size_mb": 1.8}}
+        unknown = dict.fromkeys(("genome", "architecture", "predicted", "sample", "runtime_test"))
+        return {**largest, **scores, **unknown, "name": "llama.cpp Q4_K_M"}
 
     def write_supernet(self) -> None:
         folder, n_steps = self.run / "supernet", 40

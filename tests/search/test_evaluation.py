@@ -89,6 +89,25 @@ def test_reuse_changes_no_bit(tiny_supernet, rows, seed, limit, batch_size, hurd
     assert evaluator.cache.peak_bytes <= limit
 
 
+def test_nets_that_differ_in_the_output_projection_alone_share_every_block(supernet_of, rows, monkeypatch):
+    net = supernet_of(tied=False, output_formats=("Q4_0", "F16"))
+    evaluator, blocks = Evaluator(net, rows, 2, reuse_mb=1, hurdles=(1,)), []
+    extracted = Network.block
+    monkeypatch.setattr(Network, "block", lambda self, number: blocks.append(number) or extracted(self, number))
+    for genome in (
+        net.space.largest,
+        net.space.encode({**net.space.decode(net.space.largest), "output.format": "Q4_0"}),
+    ):
+        losses, hits = naive(net, genome, evaluator)
+        assert torch.equal(evaluator.evaluation(genome).losses, losses)
+        assert evaluator.evaluation(genome).quality == mean_scores(losses, hits)
+    assert blocks == 4 * [0, 1, 2, 3, 4, 5]  # of each batch, once
+    for genome in family(net.space, np.random.default_rng(1), 12):
+        losses, _ = naive(net, genome, evaluator)
+        assert torch.equal(evaluator.evaluation(genome).losses, losses)
+        assert evaluator.divergence(genome, 0) >= 0
+
+
 def test_relatives_are_spared_work(tiny_supernet, rows):
     genomes = family(tiny_supernet.space, np.random.default_rng(0), 20)
     hits = []

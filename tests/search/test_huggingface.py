@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from search.finalists import Judge
 from search.targets import nf4
-from search.targets.bitsandbytes_baseline import uniform
 from search.targets.huggingface import HuggingFace, HuggingFaceNF4, export
 from search.targets.pytorch_nf4 import PyTorchNF4
 from supernet.blocks.attention import ElasticAttention
@@ -302,33 +302,53 @@ def test_packed_matrices_are_those_that_bitsandbytes_saves(nf4_supernet: Superne
         assert torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype, name
 
 
-@pytest.mark.slow
+def nf4_target(**settings: Any) -> PyTorchNF4:
+    return PyTorchNF4("pytorch_nf4", "cpu", "float32", 8, 4, 1, 600, None, **{"quantizer": [], **settings})
+
+
 @needs_bitsandbytes
-def test_nets_in_4_bits_and_uniform_baselines_are_evaluated(
-    nf4_supernet: Supernet, tokenizer_json: str, tmp_path: Path
-) -> None:
-    rows = generator(0, "rows").integers(0, VOCAB, (4, 33))
-    decoder = nf4_subnet(nf4_supernet, {})
-    target = PyTorchNF4("pytorch_nf4", "cpu", "float32", 8, 4, 1, 600, None)
-    ours, _ = evaluate(decoder, torch.from_numpy(rows), 4)
-    packed = target.export(decoder, tokenizer_json, tmp_path)
+@pytest.mark.usefixtures("in_process")
+def test_bitsandbytes_own_quantizer(nf4_supernet: Supernet, tokenizer_json: str, tmp_path: Path) -> None:
+    from search.targets.pytorch_child import Session
+
+    rows, target = generator(0, "rows").integers(0, VOCAB, (4, 33)), nf4_target()
+    tokens = torch.from_numpy(rows)
+    decoder, in_floats = nf4_subnet(nf4_supernet, {}), extract(nf4_supernet, nf4_supernet.space.largest)
+    ours, _ = evaluate(decoder, tokens, 4)
+    packed = target.export(decoder, tokenizer_json, tmp_path / "packed")
     # bfloat16, where the processor has it.
     assert target.evaluate(packed, rows)["loss"] == pytest.approx(ours, rel=5e-3)
-    measured = target.measure(packed)
-    in_floats = extract(nf4_supernet, nf4_supernet.space.largest)
-    export(in_floats, tokenizer_json, tmp_path / "floats")
-    baseline = uniform(tmp_path / "floats", rows, "nf4", "cpu")
-    assert baseline["loss"] == pytest.approx(ours, rel=5e-3)
-    assert baseline["bytes"] == nf4_supernet.n_bytes(nf4_architecture(nf4_supernet))
+    held = 2 * VOCAB * 256  # what an embedding in float32 takes beyond one in F16
     embedding_and_norms = 2 * VOCAB * 256 + 4 * 7 * 256
-    assert measured["size_mb"] * 1e6 == pytest.approx(baseline["bytes"] + 2 * VOCAB * 256)  # a float32 embedding
     weights = sum(linear.weight.numel() for linear in decoder.linears()) - VOCAB * 256
     scales = sum(4 * len(linear.weight) for linear in decoder.linears()) - 4 * VOCAB
-    eight_bits = uniform(tmp_path / "floats", rows, "int8", "cpu")
-    assert eight_bits["bytes"] == weights + scales + embedding_and_norms
-    with torch.inference_mode():
-        full, _ = evaluate(in_floats, torch.from_numpy(rows), 4)
-    assert eight_bits["loss"] == pytest.approx(full, rel=5e-3)
+    full, _ = evaluate(in_floats, tokens, 4)
+    judge = Judge(tokens[:2], tokens, 4, torch.zeros(4, 32, dtype=torch.long), ["all"])
+    path = target.export(in_floats, tokenizer_json, tmp_path)
+    for kind, n_bytes, loss in (
+        ("nf4", nf4_supernet.n_bytes(nf4_architecture(nf4_supernet)), ours),
+        ("int8", weights + scales + embedding_and_norms, full),
+    ):
+        quantized, counted = target.quantized(path, kind, tmp_path / "own")
+        assert counted == n_bytes
+        assert target.measure(quantized)["size_mb"] * 1e6 == pytest.approx(n_bytes + held)
+        assert (quantized / "tokenizer.json").read_text() == tokenizer_json
+        as_saved = Session(str(quantized), "cpu", "float32").model(tokens).logits
+        as_loaded = Session(str(path), "cpu", "float32", nf4.QUANTIZATIONS[kind]).model(tokens).logits
+        assert torch.equal(as_saved, as_loaded)
+        scores = judge.runtime_scores(target, quantized)
+        assert scores["test_loss"] == pytest.approx(loss, rel=5e-3)
+        assert scores["test_loss"] == target.evaluate(quantized, rows)["loss"] != scores["valid_loss"]
+    with pytest.raises(UserError, match="quantized already"):
+        target.quantized(packed, "int8", tmp_path / "own")
+
+
+def test_a_kind_that_bitsandbytes_does_not_make_is_refused() -> None:
+    assert nf4_target(quantizer=["int8", "nf4"]).quantizer == ("int8", "nf4")
+    with pytest.raises(
+        UserError, match=r"targets\.pytorch_nf4\.quantizer .*nf4, int8, got \['int4'\] .*pytorch_nf4\.yaml"
+    ):
+        nf4_target(quantizer=["int4"])
 
 
 def test_what_does_not_go_into_4_bits_is_refused(

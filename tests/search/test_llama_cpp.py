@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.targets.gguf_file import load_weights, tensor_bytes
+from search.targets import child
+from search.targets.gguf_file import tensor_bytes
 from search.targets.llama_cpp import LlamaCpp
 from search.targets.packing import KV_VALUES_KEY, PACKERS
 from search.targets.remote import export_folder
@@ -47,6 +48,7 @@ QUICK_SETTINGS: dict[str, Any] = {
     "repeats": 1,
     "timeout_s": 1,
     "hardware": None,
+    "quantizer": (),
 }
 SETTINGS = QUICK_SETTINGS | {"prefill_tokens": 64, "decode_tokens": 16, "repeats": 2, "timeout_s": 60}
 QUICK = LlamaCpp("llama_cpp", **QUICK_SETTINGS)
@@ -147,16 +149,6 @@ def test_shipped_bytes_decode_to_the_trained_weights(supernet: Supernet, ship: S
         assert np.array_equal(shipped, expected.numpy())
     assert len(pairs) + 2 * 3 + 1 == len(tensors)
     assert all(t.tensor_type.name == "F32" for t in tensors.values() if "norm" in t.name)
-
-
-@pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_0"])
-def test_a_file_is_read_back(supernet: Supernet, ship: Ship, name: str) -> None:
-    decoder = subnet(supernet, {}, name)
-    read = load_weights(copy.deepcopy(decoder), ship(decoder))
-    tokens = torch.from_numpy(rows(0, 2, 8))
-    assert torch.equal(read(tokens), copy.deepcopy(decoder).freeze_formats()(tokens))
-    kinds = [linear.activations for linear in read.linears()]
-    assert kinds == [linear.activations for linear in decoder.linears()]
 
 
 def test_file_holds_exactly_what_the_supernet_counts(supernet: Supernet, ship: Ship) -> None:
@@ -281,21 +273,34 @@ def test_perplexity_of_mixed_formats_is_ours(
     assert loss < math.log(VOCAB) - 0.5
 
 
+def test_many_tokens_are_scored_in_several_calls(
+    monkeypatch: pytest.MonkeyPatch, supernet: Supernet, target: LlamaCpp, ship: Ship
+) -> None:
+    path, tokens = ship(subnet(supernet, MIXED)), rows(4, 5, 17)
+    losses, hits = target.token_scores(path, tokens)
+    assert losses.shape == hits.shape == (5, 16) and hits.dtype == bool
+    assert target.evaluate(path, tokens) == {"loss": pytest.approx(losses.mean()), "accuracy": hits.mean()}
+    monkeypatch.setattr(child, "SCORED_TOKENS", 40)
+    again = target.token_scores(path, tokens)
+    assert np.array_equal(losses, again[0]) and np.array_equal(hits, again[1])
+
+
 def test_llama_cpps_own_quantizer(wide: Supernet, target: LlamaCpp, ship: Ship, tmp_path: Path) -> None:
     decoder = subnet(wide, off("1.attention", "2.mlp"))  # a stand-in has its format already
     path, tokens = ship(decoder), drawn(decoder).numpy()
     losses, sizes = [target.evaluate(path, tokens)["loss"]], [tensor_bytes(path)]
-    for kind, pure, expected in (
-        ("Q8_0", False, {"Q8_0"}),
-        ("Q4_K_M", False, {"Q4_K", "Q6_K"}),
-        ("Q2_K", False, {"Q2_K", "Q3_K", "Q6_K"}),
-        ("Q2_K", True, {"Q2_K"}),
+    for kind, expected in (
+        ("Q8_0", {"Q8_0"}),
+        ("Q4_K_M", {"Q4_K", "Q6_K"}),
+        ("Q2_K", {"Q2_K", "Q3_K", "Q6_K"}),
+        ("Q2_K pure", {"Q2_K"}),
     ):
-        quantized = target.requantize(path, kind, tmp_path / "own", pure)
+        quantized, n_bytes = target.quantized(path, kind, tmp_path / "own")
         tensors = [t for t in gguf.GGUFReader(quantized).tensors if not t.name.startswith("blk.2.ffn")]
         assert {t.tensor_type.name for t in tensors} == expected | {"F32"}
         losses.append(target.evaluate(quantized, tokens)["loss"])
-        sizes.append(tensor_bytes(quantized))
+        sizes.append(n_bytes)
+        assert target.measure(quantized)["size_mb"] == n_bytes / 1e6
     assert losses[1] == pytest.approx(losses[0], abs=0.01) and losses[2] == pytest.approx(losses[0], abs=0.05)
     assert losses[2] < losses[3] < losses[4] < math.log(VOCAB)
     assert sizes == sorted(set(sizes), reverse=True)
@@ -303,13 +308,11 @@ def test_llama_cpps_own_quantizer(wide: Supernet, target: LlamaCpp, ship: Ship, 
 
 def test_what_llama_cpp_does_not_quantize(wide: Supernet, target: LlamaCpp, ship: Ship, tmp_path: Path) -> None:
     path = ship(subnet(wide, {}))
-    with pytest.raises(UserError, match=r"no quantization Q9_9; known: .*Q4_K_M"):
-        target.requantize(path, "Q9_9", tmp_path / "own")
     with pytest.raises(UserError, match=r"Q2_K_S: .*imatrix"):
-        target.requantize(path, "Q2_K_S", tmp_path / "own")
+        target.quantized(path, "Q2_K_S", tmp_path / "own")
     path = ship(subnet(wide, {}, "Q4_0"))
     with pytest.raises(UserError, match=r"token_embd\.weight is in Q4_0"):
-        target.requantize(path, "Q8_0", tmp_path / "own")
+        target.quantized(path, "Q8_0", tmp_path / "own")
     assert not list((tmp_path / "own").iterdir())
     path.write_bytes(b"GGUF")
     with pytest.raises(UserError, match="no GGUF file"):
@@ -455,7 +458,7 @@ def test_missing_llama_cpp_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_ship_is_refused(supernet: Supernet, tokenizer_json: str, tmp_path: Path) -> None:
-    for key, value in (("repeats", 0), ("kv_cache", "Q3_0")):
+    for key, value in (("repeats", 0), ("kv_cache", "Q3_0"), ("quantizer", ["Q9_9"]), ("quantizer", "Q4_K_M")):
         with pytest.raises(UserError, match=rf"targets\.llama_cpp\.{key} .*conf/target/llama_cpp.yaml"):
             LlamaCpp("llama_cpp", **{**QUICK_SETTINGS, key: value})
     assert QUICK.supports(supernet.space.decode(supernet.space.largest)) is None
@@ -464,7 +467,7 @@ def test_what_cannot_ship_is_refused(supernet: Supernet, tokenizer_json: str, tm
     spaced = json.loads(tokenizer_json)
     spaced["pre_tokenizer"]["add_prefix_space"] = True
     for bad in ("{", json.dumps(spaced)):
-        with pytest.raises(UserError, match="byte-level BPE"):
+        with pytest.raises(UserError, match="tokenizer"):
             QUICK.export(decoder, bad, tmp_path)
     with torch.no_grad():
         decoder.embedding.weight[0, 0] = float("nan")

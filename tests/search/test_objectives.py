@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from search.evaluation import Evaluator
 from search.objectives import TargetObjective, score_name
 from search.objectives.cost import BuildFailure, Decode, KVBytesPerToken, PeakMemory, Size
-from search.objectives.quality import Error, LongContextGap, Loss, QuantizationLoss, WorstSliceLoss
+from search.objectives.quality import Divergence, Error, LongContextGap, Loss, QuantizationLoss, WorstSliceLoss
 from supernet.config import CONF, build
 from supernet.errors import UserError
 from supernet.subnet import extract
@@ -75,6 +75,18 @@ def test_quantization_loss_is_against_the_structure_in_f16(supernet_of, rows):
         wanted = evaluation.quality[0] - f16.double().mean().item()
         assert QuantizationLoss().scores(evaluation) == {"quantization_loss": wanted}
     assert QuantizationLoss().score(evaluator.evaluation(supernet.space.largest)) == 0
+
+
+def test_divergence_is_from_the_largest_on_all_tokens(tiny_supernet, rows, genomes):
+    evaluator = Evaluator(tiny_supernet, rows, 2, hurdles=[3], divergences=True)
+    largest = token_losses(tiny_supernet, tiny_supernet.space.largest, rows)[1].log_softmax(-1)
+    for genome in genomes:
+        own = token_losses(tiny_supernet, genome, rows)[1].log_softmax(-1)
+        wanted = F.kl_div(own, largest, reduction="none", log_target=True).sum(-1).mean().item()
+        score = Divergence().scores(evaluator.evaluation(genome))
+        assert score == {"divergence": pytest.approx(wanted, abs=1e-3)}  # the largest's are kept in half precision
+    with pytest.raises(AssertionError, match="needs `divergences`"):
+        _ = Evaluator(tiny_supernet, rows, 2, hurdles=[3]).evaluation(genomes[0]).divergence
 
 
 def test_a_structure_is_scored_in_f16_once(tiny_supernet, rows, monkeypatch):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from search.targets.child import answer
 from search.targets.pytorch import PyTorch
 from supernet.errors import UserError
 from supernet.genes import Architecture
@@ -76,18 +75,6 @@ def shipped(
 ) -> tuple[Decoder, Path]:
     decoder = subnet(supernet, request.param)
     return decoder, on("cpu").export(decoder, tokenizer_json, tmp_path_factory.mktemp("export"))
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do tasks here: importing transformers in a new process for each would take most of the time."""
-    from search.targets.pytorch_child import TASKS
-
-    def ask(self: PyTorch, task: str, path: Path, **settings: Any) -> dict[str, Any]:
-        with torch.inference_mode():
-            return answer({"task": task, "path": str(path), **self.request(), **settings}, *TASKS)
-
-    monkeypatch.setattr(PyTorch, "ask", ask)
 
 
 def rows(n: int, tokens: int) -> np.ndarray:

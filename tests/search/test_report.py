@@ -18,7 +18,8 @@ from search.report.grids import DROPPED, format_order, grid
 from search.report.history import ends, operator_counts, progress
 from search.report.html import Page
 from search.report.lineage import add_lineage, drawing
-from search.report.scores import axes, bounds, feasible, fitness, objectives, weights
+from search.report.nets import rival
+from search.report.scores import axes, bounds, feasible, fitness, objectives, value_of, weights
 from search.report.sensitivity import color_scale, heat_maps
 from supernet.errors import UserError
 from supernet.files import read_json, write_json, write_text
@@ -88,6 +89,17 @@ def test_headline_names_the_finalist_with_the_lowest_valid_loss(fixture: Fixture
     assert "1.5 MB" in text
     assert "llama-cli -m export/" in text
     assert "trust_remote_code=True" in text
+
+
+def test_what_a_runtimes_own_quantizer_makes_stands_beside_the_others(fixture: Fixture) -> None:
+    data = read_report_data(fixture.search_dir)
+    *others, own = data.baselines["llama_cpp"]
+    assert own["name"] == "llama.cpp Q4_K_M" and own["name"] in parse(fixture.search_dir / "report.html").text
+    sized = {**others[0], "scores": own["scores"]}
+    assert rival(data, "llama_cpp", sized) is own
+    # A picture of inherited weights has no place for it, one of what was measured has.
+    assert value_of(data, own, "loss") is None
+    assert value_of(data, own, "decode_ms") == own["measured"]["decode_ms"]
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

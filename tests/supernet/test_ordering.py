@@ -4,7 +4,6 @@ import torch
 from supernet.blocks.attention import ElasticAttention
 from supernet.blocks.swiglu import ElasticSwiGLU
 from supernet.elastic import under
-from supernet.model import rope_table
 from supernet.ordering import order_by_importance
 
 
@@ -39,7 +38,7 @@ def test_what_is_cut_adds_least(supernet, tokens):
     """Halves of a block: the first one adds more to the residual stream than the second one did before."""
     order_by_importance(supernet, tokens)
     whole = supernet.space.full_precision(supernet.space.largest)
-    rope = rope_table(tokens.shape[1], supernet.head_dim, supernet.rope_theta, None)
+    rope = supernet.rope.table(tokens.shape[1], None)
     x = supernet.embedding.weight[tokens]
     for prefix, block in supernet.blocks():
         local = under(whole, prefix)

@@ -1,0 +1,106 @@
+"""What a runtime's own quantizer makes: judged by the runtime, kept, and a line where it fails."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from search.finalists import Judge
+from search.shipping import Shipyard
+from search.targets import Runtime
+from supernet.errors import UserError
+from supernet.losses import score_tokens
+from supernet.subnet import extract
+
+
+class FakeRuntime(Runtime):
+    """Its artifact is the decoder; it quantizes to one kind, and runs another not."""
+
+    file_name = "net.txt"
+    quantizer_name = "fake"
+
+    def __init__(self, **settings):
+        self.name, self.quantizer, self.kv_bytes_per_value = "fake_target", ("good", "refused", "broken"), 2.0
+        self.made, self.missing = [], None
+        vars(self).update(settings)
+
+    def available(self):
+        return self.missing
+
+    def supports(self, architecture):
+        return None
+
+    def export(self, decoder, tokenizer_json, folder):
+        self.decoder = decoder
+        assert {linear.format.name for linear in decoder.linears()} == {"F16"}
+        (folder / self.file_name).touch(exist_ok=False)  # once for all kinds
+
+    def quantized(self, path, kind, folder):
+        assert path.exists()
+        self.made.append(kind)
+        if kind == "refused":
+            raise UserError("rows of 33 weights")
+        return folder / kind, 2_500_000
+
+    def loads(self, path):
+        return None
+
+    def measure(self, path):
+        return {"built": path.name != "broken", "reason": "killed by SIGABRT", "decode_ms": 1.0}
+
+    def token_scores(self, path, rows):
+        return tuple(part.numpy() for part in score_tokens(self.decoder, torch.from_numpy(rows), 2))
+
+    def generate(self, path, prompt, n_tokens, seed):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def yard(tiny_supernet, tmp_path):
+    trained = SimpleNamespace(supernet=tiny_supernet, tokenizer_json="{}")
+    scorer = SimpleNamespace(trained=trained, data=None, targets={}, known=lambda genome: {"size_mb": 5.0})
+    config = SimpleNamespace(exports={}, finetune=None)
+    yard = Shipyard(config, tmp_path, scorer, "python search.py")
+    rng = torch.Generator().manual_seed(0)
+    valid, test = (torch.randint(50, (3, 9), generator=rng) for _ in range(2))
+    yard.judge = Judge(valid, test, 2, torch.zeros(3, 8, dtype=torch.long), ["all"])
+    yard.baseline = lambda name, genome: {"fine_tuned": None, "inherited": {"valid_loss": 4.0}}
+    return yard
+
+
+def test_what_the_quantizer_makes_is_judged_and_kept(yard, capsys):
+    runtime = FakeRuntime()
+    (entry,) = yard.quantizer_baselines(runtime)
+    assert capsys.readouterr().out == "fake refused: rows of 33 weights\nfake broken: killed by SIGABRT\n"
+    assert entry["name"] == "fake good" and entry["genome"] is None and entry["scores"] == {"size_mb": 2.5}
+    assert entry["inherited"] == yard.judge.scores(runtime.decoder) and entry["fine_tuned"] is None
+    assert list(entry["on"]) == ["fake_target"] and entry["on"]["fake_target"]["measured"]["decode_ms"] == 1.0
+    assert yard.quantizer_baselines(runtime) == [entry]
+    assert runtime.made == ["good", "refused", "broken", "refused", "broken"]
+
+
+def test_the_largest_net_is_fine_tuned_unless_that_made_it_worse(yard, tiny_supernet):
+    tuned = extract(tiny_supernet, tiny_supernet.space.largest)
+    with torch.no_grad():
+        tuned.norm.weight.mul_(2)
+    (name, _), *_ = tiny_supernet.space.baselines()
+    folder = yard.folder / "nets" / name.replace(" ", "_")
+    folder.mkdir(parents=True)
+    save_file(tuned.state_dict(), folder / "model.safetensors")
+    for loss, doubled in ((3.9, True), (4.1, False)):
+        yard.baseline = lambda *_, loss=loss: {"fine_tuned": {"valid_loss": loss}, "inherited": {"valid_loss": 4.0}}
+        vars(yard).pop("best_largest", None)
+        decoder, better = yard.best_largest
+        assert better is doubled
+        assert torch.equal(decoder.norm.weight, tuned.norm.weight) is doubled
+
+
+def test_no_quantizer_where_the_runtime_is_not(yard):
+    assert yard.quantizer_baselines(FakeRuntime(missing="pip install fake")) == []
+    assert yard.quantizer_baselines(FakeRuntime(hardware="phone.json")) == []
+    assert yard.quantizer_baselines(FakeRuntime(quantizer=())) == []
+
+
+def test_kinds_are_no_part_of_what_a_cost_depends_on():
+    assert "quantizer" not in FakeRuntime().settings and "made" in FakeRuntime().settings
