@@ -30,7 +30,7 @@ SANDWICH = (
     "schedule.largest_every=1",
     "schedule.smallest_every=4",
     "schedule.student_weight=0.5",
-    "schedule.joint_steps=307",  # FLOPs as of 667 steps of one net each
+    "schedule.joint_steps=97",  # FLOPs as of 210 steps of one net each
 )
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 CHANGES = {
@@ -59,9 +59,11 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--experiment", default="llama_like")
     parser.add_argument("--trunk-steps", type=int, default=1600)
-    parser.add_argument("--joint-steps", type=int, default=667)
+    parser.add_argument("--alone-steps", type=int, default=450)
+    parser.add_argument("--joint-steps", type=int, default=210)
     parser.add_argument("--tune-steps", type=int, default=150)
     parser.add_argument("--evaluations", type=int, default=400)
+    parser.add_argument("--threads", type=int, default=2, help="of a search")
     arguments = parser.parse_args()
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
     rows = [*_recorded({(row["seed"], row["change"]) for row in rows}), *rows]

@@ -5,12 +5,12 @@ writes what came of it at each budget to docs/results/headline.json (and .md, .p
 net's bytes in F16. Everything goes through `train.py` and `search.py`, which go on where they stopped, and so does
 this: seeds that are finished are read, not run, and all that were ever run are recorded.
 
-Equal FLOPs: all methods go on from the same run of the largest net alone, at a constant learning rate. From there
-the joint supernet takes `--joint-steps` over which the rate falls, gates included; the largest net trained alone, which
-all methods without a supernet begin with, takes the steps that cost the same; the supernet for structure alone as many
-as the joint one. Each net that ships is fine-tuned with the same FLOPs, smaller nets for more steps. All searches
-minimize the same objectives. So both shares are equal: the first is paid once for all budgets (`costs[].shared`), the
-second for each (`costs[].each`); `costs[].divided` is one net's part of both.
+Equal FLOPs: all methods go on from the same run of the largest net alone, at a constant learning rate. From there the
+rate falls: for the joint supernet over `--alone-steps` and `--joint-steps`, gates included; for the largest net
+trained alone, which all methods without a supernet begin with, over the steps that cost the same; for the supernet
+for structure alone over as many as the joint one's. Each net that ships is fine-tuned with the same FLOPs, smaller
+nets for more steps. All searches minimize the same objectives. So both shares are equal: the first is paid once for
+all budgets (`costs[].shared`), the second for each (`costs[].each`); `costs[].divided` is one net's part of both.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from typing import Any
 
 import headline_table
 from common import ROOT, compose, record
-from headline_rivals import rivals
+from headline_rivals import KINDS, rivals
 
 from supernet.files import read_json
 from supernet.formats import MB
 from supernet.run import load_supernet
 
-BUDGETS = (17.0, 20.0, 23.7, 28.5, 35.0, 55.0)  # per cent of the largest net's bytes in F16
+BUDGETS = (14.0, 17.0, 20.0, 23.7, 28.5, 35.0, 55.0)  # per cent of the largest net's bytes in F16
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--experiment", default="llama_like")
     parser.add_argument("--trunk-steps", type=int, default=1600, help="of the largest net, before methods part")
-    parser.add_argument("--joint-steps", type=int, default=667)
+    parser.add_argument("--alone-steps", type=int, default=450, help="from there, before the space opens")
+    parser.add_argument("--joint-steps", type=int, default=210)
     parser.add_argument("--tune-steps", type=int, default=150, help="of the largest net; smaller nets take more")
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--methods", nargs="+", default=[*METHODS, *RIVALS], choices=[*METHODS, *RIVALS])
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of train.py")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of a search; 1, with OMP_NUM_THREADS=1, for two at once"
+    )
     parser.add_argument("--name", default="headline", help="of the runs and of docs/results/NAME.json")
     parser.set_defaults(trunk=None)
     arguments = parser.parse_args()
@@ -120,7 +124,7 @@ class Grid:
         self._search("joint", "alone")
         self.rivals()
         if any(method.run == "structure" for method in self.methods.values()):
-            self._branch("structure", *self._joint_steps, "schedule.vary=[width,switch]")
+            self._branch("structure", *self._steps, "schedule.vary=[width,switch]")
             self._search("structure")
         if self.seed == 0:  # a second point of loss against FLOPs, for the cost of the whole
             self._train_alone("shorter", 0.5)
@@ -131,14 +135,15 @@ class Grid:
                 run_script("search.py", *self.search_settings(name, method))
 
     @property
-    def _joint_steps(self) -> tuple[str, str]:
-        return "schedule.alone_steps=0", f"schedule.joint_steps={self.arguments.joint_steps}"
+    def _steps(self) -> tuple[str, str]:
+        a = self.arguments
+        return f"schedule.alone_steps={a.alone_steps}", f"schedule.joint_steps={a.joint_steps}"
 
     def train_supernet(self) -> None:
         """Train the trunk, unless it is another grid's, and the joint supernet."""
         if self.arguments.trunk is None:
             self._train(self.trunk, f"schedule.alone_steps={self.arguments.trunk_steps}", "schedule.decay=0", *ALONE)
-        self._branch("joint", *self._joint_steps)
+        self._branch("joint", *self._steps)
 
     def _train(self, folder: Path, *settings: str) -> None:
         a = self.arguments
@@ -179,16 +184,18 @@ class Grid:
             "finetune.equal_flops=true",
             f"budget.size_mb={max(self.sizes_mb)}",
             "finalist_share=0.9",  # of the smallest size: what is smaller is of no use
-            "objective=[loss,size_mb]",
+            "objective=[divergence,size_mb]",
             "baselines=false",
             "n_measured=1",
+            f"n_threads={a.threads}",
             *method.settings,
         ]
 
     def rivals(self) -> list[dict[str, Any]]:
         """Return the nets that nothing is searched for, in all sizes they come in, and the one in F16."""
         wanted = [name for name in RIVALS if name in self.arguments.methods]
-        settings = self.search_settings("uniform", Method("alone", ("evolution=uniform",)))
+        quantizer = f"targets.llama_cpp.quantizer=[{','.join(KINDS)}]"
+        settings = self.search_settings("uniform", Method("alone", ("evolution=uniform", quantizer)))
         return rivals(compose("search", *settings), self.folder("alone") / "search" / "uniform", wanted)
 
     def rows(self) -> list[dict[str, Any]]:
