@@ -13,7 +13,7 @@ from typing import Any
 
 import headline_table
 from common import RESULTS, ROOT, record
-from headline import Grid, Method, run_script
+from headline import Grid, Method, add_settings, run_script
 
 from supernet.files import read_json, replacing
 
@@ -57,13 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budget", type=float, default=23.7, help="per cent of the largest net's bytes in F16")
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
-    parser.add_argument("--experiment", default="llama_like")
-    parser.add_argument("--trunk-steps", type=int, default=1600)
-    parser.add_argument("--alone-steps", type=int, default=450)
-    parser.add_argument("--joint-steps", type=int, default=210)
-    parser.add_argument("--tune-steps", type=int, default=150)
-    parser.add_argument("--evaluations", type=int, default=400)
-    parser.add_argument("--threads", type=int, default=2, help="of a search")
+    add_settings(parser)
     arguments = parser.parse_args()
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
     rows = [*_recorded({(row["seed"], row["change"]) for row in rows}), *rows]

@@ -3,7 +3,7 @@
 `python benchmarks/headline.py --seeds 0` trains, searches, fine-tunes and ships in all ways that METHODS names, and
 writes what came of it at each budget to docs/results/headline.json (and .md, .png). Budgets are shares of the largest
 net's bytes in F16. Everything goes through `train.py` and `search.py`, which go on where they stopped, and so does
-this: seeds that are finished are read, not run, and all that were ever run are recorded.
+this: seeds that are finished are read, not run, and those recorded with the same settings stay, their runs gone or not.
 
 Equal FLOPs: all methods go on from the same run of the largest net alone, at a constant learning rate. From there the
 rate falls: for the joint supernet over `--alone-steps` and `--joint-steps`, gates included; for the largest net
@@ -16,12 +16,13 @@ all budgets (`costs[].shared`), the second for each (`costs[].each`); `costs[].d
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import headline_table
-from common import ROOT, compose, record
+from common import RESULTS, ROOT, compose, record
 from headline_rivals import KINDS, rivals
 
 from supernet.files import read_json
@@ -61,33 +62,49 @@ def main() -> None:
     """Run what is missing, collect, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--experiment", default="llama_like")
-    parser.add_argument("--trunk-steps", type=int, default=1600, help="of the largest net, before methods part")
-    parser.add_argument("--alone-steps", type=int, default=450, help="from there, before the space opens")
-    parser.add_argument("--joint-steps", type=int, default=210)
-    parser.add_argument("--tune-steps", type=int, default=150, help="of the largest net; smaller nets take more")
-    parser.add_argument("--evaluations", type=int, default=400)
+    add_settings(parser)
     parser.add_argument("--methods", nargs="+", default=[*METHODS, *RIVALS], choices=[*METHODS, *RIVALS])
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of train.py")
-    parser.add_argument(
-        "--threads", type=int, default=2, help="of a search; 1, with OMP_NUM_THREADS=1, for two at once"
-    )
     parser.add_argument("--name", default="headline", help="of the runs and of docs/results/NAME.json")
     parser.set_defaults(trunk=None)
     arguments = parser.parse_args()
     for seed in arguments.seeds:
         Grid(arguments, seed).run()
     seeds = sorted(int(path.name.rsplit("_s", 1)[1]) for path in (ROOT / "runs").glob(f"{arguments.name}_joint_s*"))
-    grids = [Grid(arguments, seed) for seed in seeds]
-    done = [grid for grid in grids if grid.finished]
-    content = headline_table.summary(
-        [row for grid in done for row in grid.rows()],
-        [grid.costs() for grid in done if "joint" in grid.methods],
-        arguments.budgets,
-    )
-    record(arguments.name, {"settings": vars(arguments), "seeds": [grid.seed for grid in done], **content})
+    done = [grid for grid in (Grid(arguments, seed) for seed in seeds) if grid.finished]
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "threads")}
+    rows, costs = _recorded(arguments.name, settings, but=[grid.seed for grid in done])
+    rows += [row for grid in done for row in grid.rows()]
+    costs += [grid.costs() for grid in done if "joint" in grid.methods]
+    content = headline_table.summary(rows, costs, arguments.budgets)
+    record(arguments.name, {"settings": settings, "seeds": sorted({row["seed"] for row in rows}), **content})
     headline_table.write(arguments.name, content)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add what a grid's training and searches depend on."""
+    parser.add_argument("--experiment", default="llama_like")
+    parser.add_argument("--trunk-steps", type=int, default=1600, help="of the largest net, before methods part")
+    parser.add_argument("--alone-steps", type=int, default=450, help="from there, before the space opens")
+    parser.add_argument("--joint-steps", type=int, default=210)
+    parser.add_argument("--tune-steps", type=int, default=150, help="of the largest net; smaller nets take more")
+    parser.add_argument("--evaluations", type=int, default=400)
+    parser.add_argument("--objective", default="divergence", help="of all searches, beside size_mb")
+    parser.add_argument("--eval-sequences", type=int, default=64, help="that each candidate is scored on")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of a search; 1, with OMP_NUM_THREADS=1, for two at once"
+    )
+
+
+def _recorded(name: str, settings: dict[str, Any], but: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """Return rows and costs of the other seeds that were recorded with the same settings; their runs may be gone."""
+    path = RESULTS / f"{name}.json"
+    before = read_json(path) if path.exists() else {}
+    if before.get("settings") != settings:
+        return [], []
+    rows, costs = ([each for each in before[key] if each["seed"] not in but] for key in ("rows", "costs"))
+    return rows, costs
 
 
 class Grid:
@@ -184,7 +201,8 @@ class Grid:
             "finetune.equal_flops=true",
             f"budget.size_mb={max(self.sizes_mb)}",
             "finalist_share=0.9",  # of the smallest size: what is smaller is of no use
-            "objective=[divergence,size_mb]",
+            f"objective=[{a.objective},size_mb]",
+            f"eval_sequences={a.eval_sequences}",
             "baselines=false",
             "n_measured=1",
             f"n_threads={a.threads}",

@@ -1,6 +1,7 @@
 """The benchmarks' settings compose, and their tables hold what was not reached; they are run by hand."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_the_table_shows_what_was_not_reached(tmp_path):
     assert "| 20 % | other | not reached |" in table.markdown(content)
     table.draw(content, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_recorded_seeds_stay_while_the_settings_do(tmp_path, monkeypatch):
+    headline = importlib.import_module("headline")
+    monkeypatch.setattr(headline, "RESULTS", tmp_path)
+    assert headline._recorded("grid", {"a": 1}, but=[]) == ([], [])
+    rows = [{"seed": 0}, {"seed": 1}]
+    (tmp_path / "grid.json").write_text(json.dumps({"settings": {"a": 1}, "rows": rows, "costs": rows}))
+    assert headline._recorded("grid", {"a": 1}, but=[1]) == ([{"seed": 0}], [{"seed": 0}])
+    assert headline._recorded("grid", {"a": 2}, but=[1]) == ([], [])
 
 
 def test_the_effects_of_a_change_are_paired_by_seed(tmp_path):
