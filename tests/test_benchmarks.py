@@ -1,11 +1,12 @@
 """The benchmarks' settings compose, and their tables hold what was not reached; they are run by hand."""
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
 import pytest
+
+from supernet.files import write_json
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -54,7 +55,7 @@ def test_recorded_seeds_stay_while_the_settings_do(tmp_path, monkeypatch):
     monkeypatch.setattr(headline, "RESULTS", tmp_path)
     assert headline._recorded("grid", {"a": 1}, but=[]) == ([], [])
     rows = [{"seed": 0}, {"seed": 1}]
-    (tmp_path / "grid.json").write_text(json.dumps({"settings": {"a": 1}, "rows": rows, "costs": rows}))
+    write_json(tmp_path / "grid.json", {"settings": {"a": 1}, "rows": rows, "costs": rows})
     assert headline._recorded("grid", {"a": 1}, but=[1]) == ([{"seed": 0}], [{"seed": 0}])
     assert headline._recorded("grid", {"a": 2}, but=[1]) == ([], [])
 
