@@ -16,7 +16,7 @@ import numpy as np
 from supernet.genes import KINDS, Genome, Kind, SearchSpace
 
 Costs = Callable[[Genome], Mapping[str, float]]
-Rises = Mapping[str, Sequence[float | None]]  # gene name -> rise of the loss by choice; None: not known
+Rises = Mapping[str, Sequence[float | None]]  # gene name -> what each choice costs, nats; None: not known
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 TIGHTENED = 10  # times that a budget is lowered because costs did not quite add up
@@ -53,8 +53,9 @@ class Allocation:
 
     Args:
         space: the genes.
-        rises: by how much each choice of a gene alone raises the loss of the largest net, in nats. Where a cheaper
-            choice seems to be better than a dearer one, that is taken for luck: it counts as no better.
+        rises: what each choice of a gene alone costs the largest net, in nats: its divergence, or the rise of the
+            loss. Where a cheaper choice seems to be better than a dearer one, that is taken for luck: it counts as
+            no better.
         costs: a genome's costs by name; they should be nearly sums over blocks.
         vary: kinds of genes that may change: `("format",)` is AutoQuantize proper.
         base: the genome that all else is taken from, by default the largest.
@@ -216,7 +217,7 @@ def allocate(
 
     Args:
         space: the genes.
-        rises: by how much each choice of a gene alone raises the loss of the largest net, in nats.
+        rises: what each choice of a gene alone costs the largest net, in nats.
         cost: of a genome, nearly a sum over blocks; its unit is that of the budget.
         budget: bound on the cost.
         vary: kinds of genes that may change.
@@ -270,7 +271,7 @@ def preferences(space: SearchSpace, rises: Rises, saved: Mapping[str, Sequence[f
 
     Args:
         space: the genes.
-        rises: of the loss, in nats, by choice.
+        rises: what each choice costs, in nats.
         saved: bytes by choice.
     """
     pairs = [

@@ -21,17 +21,17 @@ class Profile:
         space: the genes.
         content: `split`, `sequences`, `sequence_length`; `reference` with `genome`, `loss` in nats, `bytes`; `genes`,
             each with `name`, `kind`, `choices` and, by choice, `rise` of the loss in nats (null where the largest net
-            cannot take it, or has no finite loss with it), its `standard_error` over sequences and `bytes_saved`;
-            `findings`, in words.
+            cannot take it, or has no finite loss with it), its `standard_error` over sequences, `divergence` from the
+            largest net in nats, null likewise, and `bytes_saved`; `findings`, in words.
     """
 
     space: SearchSpace
     content: Mapping[str, Any]
 
     @cached_property
-    def rises(self) -> dict[str, list[float | None]]:
-        """Rise of the loss by gene and choice."""
-        return {gene["name"]: gene["rise"] for gene in self.content["genes"]}
+    def divergences(self) -> dict[str, list[float | None]]:
+        """KL(largest || net with that choice) in nats per token, by gene and choice."""
+        return {gene["name"]: gene["divergence"] for gene in self.content["genes"]}
 
     @cached_property
     def saved(self) -> dict[str, list[float]]:
@@ -48,7 +48,8 @@ def read_profile(path: Path, space: SearchSpace) -> Profile:
     content = read_json(path)
     try:
         theirs = [(gene["name"], tuple(gene["choices"])) for gene in content["genes"]]
-        whole = all(len(gene["rise"]) == len(gene["bytes_saved"]) == len(gene["choices"]) for gene in content["genes"])
+        columns = ("rise", "divergence", "bytes_saved")
+        whole = all(len(gene[column]) == len(gene["choices"]) for gene in content["genes"] for column in columns)
     except (KeyError, TypeError):
         whole = False
     if not whole:

@@ -176,7 +176,8 @@ class Scorer:
         """Scores genomes on the gates' split, which the search is not judged on."""
         config, length = self.config, int(self.data.config["sequence_length"])
         rows = self.data.evaluation_batch("gate", config.sensitivity.sequences, length).to(best_device())
-        return Evaluator(self.trained.supernet, rows, config.eval_batch_size, reuse_mb=config.reuse_mb)
+        supernet, batch_size = self.trained.supernet, config.eval_batch_size
+        return Evaluator(supernet, rows, batch_size, reuse_mb=config.reuse_mb, divergences=True)
 
     @cached_property
     def known_names(self) -> list[str]:

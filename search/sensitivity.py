@@ -1,7 +1,9 @@
 """What each choice is worth: how much the loss rises when one gene alone takes it, all else as in the largest net.
 
 Inherited weights, on rows of the `gate` split: what the search is guided by is not what it is judged on. A
-choice's worth is read by perturbation, as in DARTS-PT (arXiv 2108.04392), not from the gates' probabilities.
+choice's worth is read by perturbation, as in DARTS-PT (arXiv 2108.04392), not from the gates' probabilities. Beside
+the rise of the loss stands KL(largest || net): where the largest net is calibrated the two are equal in expectation,
+but the divergence has far less chance in it, so that is what the linear program adds up.
 """
 
 import math
@@ -23,7 +25,7 @@ def measure_sensitivity(evaluator: Evaluator, path: Path) -> Profile:
     """Return the profile, measured now unless `path` holds it; the file is whole or absent.
 
     Args:
-        evaluator: of the trained supernet, on rows of the `gate` split.
+        evaluator: of the trained supernet, on rows of the `gate` split; it must keep divergences.
         path: of sensitivity.json.
 
     Raises:
@@ -38,11 +40,12 @@ def measure_sensitivity(evaluator: Evaluator, path: Path) -> Profile:
     largest = space.largest
     single = {(i, k): _alone(space, i, k) for i, gene in enumerate(space) for k in range(len(gene.choices))}
     wanted = {genome for genome in single.values() if genome is not None} - {largest}
-    losses = {largest: _sequence_losses(evaluator, largest)}
+    losses, divergences = {largest: _sequence_losses(evaluator, largest)}, {largest: 0.0}
     # From the last gene to the first: what a net shares with the largest shrinks, and is in the cache while it does.
     with progress(iterable=sorted(wanted, reverse=True), desc="sensitivity", unit="net") as bar:
         for genome in bar:
             losses[genome] = _sequence_losses(evaluator, genome)
+            divergences[genome] = evaluator.evaluation(genome).divergence
     n_bytes = {genome: float(evaluator.trained.n_bytes(space.decode(genome))) for genome in losses}
     genes = []
     for i, gene in enumerate(space):
@@ -55,6 +58,7 @@ def measure_sensitivity(evaluator: Evaluator, path: Path) -> Profile:
                 "choices": list(gene.choices),
                 "rise": [rise for rise, _ in rises],
                 "standard_error": [error for _, error in rises],
+                "divergence": [_finite(divergences[net]) if net is not None else None for net in nets],
                 "bytes_saved": [n_bytes[largest] - n_bytes[net] if net is not None else 0.0 for net in nets],
             }
         )
@@ -88,3 +92,7 @@ def _rise(differences: Tensor) -> tuple[float | None, float | None]:
     """Return mean and standard error of differences (n,), paired by sequence."""
     mean, error = differences.mean().item(), differences.std().item() / math.sqrt(len(differences))
     return (mean, error) if math.isfinite(mean) else (None, None)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

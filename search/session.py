@@ -127,7 +127,7 @@ class Search:
         """How far each choice of each gene is to be preferred by its sensitivity; None without a profile."""
         if self.profile is None:
             return None
-        return allocation.preferences(self.profile.space, self.profile.rises, self.profile.saved)
+        return allocation.preferences(self.profile.space, self.profile.divergences, self.profile.saved)
 
     @property
     def solutions(self) -> Callable[[int], list[tuple[str, Genome]]] | None:
@@ -142,7 +142,7 @@ class Search:
 
         def solve(n: int) -> list[tuple[str, Genome]]:
             kinds = check_kinds(self.config.evolution.get("vary", KINDS), "evolution.vary")
-            program = allocation.Allocation(profile.space, profile.rises, scorer.known, kinds)
+            program = allocation.Allocation(profile.space, profile.divergences, scorer.known, kinds)
             held = [
                 {name: bound for name, bound in scorer.bounds(target).items() if name in self.cost_bounds}
                 for target in scorer.targets

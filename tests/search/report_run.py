@@ -276,7 +276,7 @@ class Everything(Fixture):
             errors = [None if rise is None else 0.0007 for rise in rises]
             saved = [1e5 * step for step in steps]
             listed = {"name": gene.name, "kind": gene.kind, "choices": list(gene.choices)}
-            genes.append({**listed, "rise": rises, "standard_error": errors, "bytes_saved": saved})
+            genes.append({**listed, "rise": rises, "standard_error": errors, "divergence": rises, "bytes_saved": saved})
         reference = {"genome": list(self.space.largest), "loss": 2.6, "bytes": 5e6}
         content = {"split": "gate", "sequences": 32, "sequence_length": 256, "reference": reference, "genes": genes}
         return {**content, "findings": ["o projections <b>need</b> Q8_0."]}

@@ -16,7 +16,7 @@ from tests.conftest import VOCAB
 @pytest.fixture(scope="module")
 def evaluator(tiny_supernet):
     rows = torch.randint(VOCAB, (4, 17), generator=torch.Generator().manual_seed(3))
-    return Evaluator(tiny_supernet, rows, 2, reuse_mb=10)
+    return Evaluator(tiny_supernet, rows, 2, reuse_mb=10, divergences=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def test_a_rise_is_that_of_one_gene_alone(evaluator, path):
             differences = (net.losses.double() - largest.losses.double()).mean(1)
             assert entry["rise"][k] == pytest.approx(differences.mean().item(), abs=1e-6)
             assert entry["standard_error"][k] == pytest.approx(differences.std().item() / 2, abs=1e-6)
+            assert entry["divergence"][k] == pytest.approx(net.divergence)
             assert entry["bytes_saved"][k] == pytest.approx((largest.size_mb - net.size_mb) * 1e6)
 
 
