@@ -14,7 +14,7 @@ help:  ## this list
 
 $(VENV)/installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -e '.[dev,ray,nf4]'
+	$(PIP) install --quiet -e '.[dev,ray,nf4,eval]'
 	@echo "compiling llama.cpp, once (4 to 10 minutes on two cores)"
 	$(PIP) install --quiet -e '.[gguf]'
 	touch $@

@@ -103,11 +103,12 @@ class Evaluator:
         return self.mean_divergence(self.evaluation(genome).network, self._hurdle_batches[level])
 
     def mean_divergence(self, network: Network, n_batches: int | None = None) -> float:
-        """Return the mean KL(largest || network) in nats per token on the first batches, or on all."""
+        """Return the mean KL(largest || network) in nats per token on the first batches, or on all; never below 0."""
         n = len(self.batches) if n_batches is None else n_batches
         assert n <= self._diverging, "an evaluator for divergence needs `divergences`"
         found = (self.token_scores(network, batch).divergences for batch in range(n))
-        return torch.cat([d for d in found if d is not None]).double().mean().item()
+        mean = torch.cat([d for d in found if d is not None]).double().mean().item()
+        return max(mean, 0.0)  # below 0 is what half precision makes of it; NaN stays NaN
 
     def losses(self, network: Network) -> tuple[Tensor, Tensor]:
         """Return loss (float32) and hit of each token of all rows, each (n, tokens)."""

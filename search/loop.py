@@ -137,4 +137,4 @@ def _progress(search: Search, candidates: Sequence[Candidate]) -> dict[str, str]
     if not front:
         return {"feasible": "none"}
     first = search.names[0]
-    return {"front": str(len(front)), f"best {first}": f"{front[0].scores[first]:.4f}"}
+    return {"front": str(len(front)), f"best {first}": f"{front[0].scores[first]:z.4f}"}

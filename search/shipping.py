@@ -102,7 +102,7 @@ class Shipyard:
         with tempfile.TemporaryDirectory() as folder:
             for kind in progress(iterable=target.quantizer, desc=f"quantize by {target.quantizer_name}", unit="net"):
                 name = f"{target.quantizer_name} {kind}"
-                done = self._work(f"{target.name} {kind}") / ENTRY
+                done = self.work(f"{target.name} {kind}") / ENTRY
                 if not done.exists():
                     try:
                         write_json(done, self._quantized(target, kind, name, Path(folder)))
@@ -142,16 +142,17 @@ class Shipyard:
         tuned = entry["fine_tuned"] or entry["inherited"]
         better = tuned["valid_loss"] < entry["inherited"]["valid_loss"]
         if better:
-            decoder.load_state_dict(load_file(self._work(name) / WEIGHTS))
+            decoder.load_state_dict(load_file(self.work(name) / WEIGHTS))
         for linear in decoder.linears():  # the largest net's format is the dearest there is, F16 or not
             linear.format, linear.log_factors = format_named("F16"), None
         return decoder, better
 
-    def _work(self, key: str) -> Path:
+    def work(self, key: str) -> Path:
+        """Return the folder of what is made of a finalist or baseline."""
         return self.folder / NETS / key.replace(" ", "_")
 
     def _entry(self, key: str, name: str, genome: Genome, tune: bool, candidate: Candidate | None) -> dict[str, Any]:
-        work = self._work(key)
+        work = self.work(key)
         done = work / ENTRY
         if done.exists():
             return read_json(done)
@@ -187,11 +188,12 @@ class Shipyard:
         """Return by target what the real runtime says of a net: cost, quality, sample text."""
         predicted = self.predicted(genome)
         return {
-            name: {"predicted": predicted.get(name), **self._run_on(target, decoder, folder)}
+            name: {"predicted": predicted.get(name), **self.run_on(target, decoder, folder)}
             for name, target in self.targets.items()
         }
 
-    def _run_on(self, target: Runtime, decoder: Decoder, folder: Path) -> dict[str, Any]:
+    def run_on(self, target: Runtime, decoder: Decoder, folder: Path) -> dict[str, Any]:
+        """Return what a runtime says of a net, exported to `folder` unless it is there; None for what it cannot."""
         measured = self.measure(target, decoder, folder)
         if measured is None or not measured["built"]:
             return {**NOT_RUN, "measured": measured}
@@ -230,7 +232,7 @@ class Shipyard:
     def ship_candidate(self, candidate: Candidate) -> dict[str, Path]:
         """Ship any candidate: fine-tuned weights where there are some, else inherited ones."""
         decoder, kind = self.inherited(candidate.genome), "inherited"
-        tuned = self._work(str(candidate.id)) / WEIGHTS
+        tuned = self.work(str(candidate.id)) / WEIGHTS
         quality = {}
         if tuned.exists():
             decoder.load_state_dict(load_file(tuned))

@@ -13,6 +13,7 @@ from search.evolution import pareto_front
 from search.finalists import best_within, near_budget, spread
 from search.journal import Journal
 from search.loop import evolve
+from search.original import original_baseline
 from search.session import FINALISTS, FRONT, JOURNAL, REPORT, Search, opened
 from supernet.cli import argument, print_table, progress, typed_command
 from supernet.config import job_name
@@ -95,13 +96,14 @@ def tune_and_ship(
 ) -> dict[str, Any]:
     """Fine-tune and ship the finalists, judge them and the baselines on `test`; return finalists.json."""
     yard, content = search.shipyard(), {}
+    original = original_baseline(yard) if search.config.baselines else []
     for name, front in fronts.items():
         chosen = _finalists(search, candidates, front, name)
         shipped = [yard.finalist(candidate) for candidate in chosen]
         compared = []
         if search.config.baselines:
             compared = [yard.baseline(label, genome) for label, genome in yard.space.baselines()]
-            compared += yard.quantizer_baselines(search.scorer.targets[name])
+            compared += original + yard.quantizer_baselines(search.scorer.targets[name])
         content[name] = {"finalists": [_on(name, e) for e in shipped], "baselines": [_on(name, e) for e in compared]}
     return {"targets": content}
 

@@ -21,6 +21,9 @@ COMPRESS = (
 )
 
 
+SHORT = ("evaluations=12", "n_finalists=1")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return workplace(tmp_path_factory.getbasetemp())
@@ -53,7 +56,9 @@ def test_an_experiment_without_a_checkpoint(place):
 
 
 @pytest.mark.slow
-def test_a_llama_is_compressed(place, llama):
+def test_a_llama_is_compressed(place, llama, monkeypatch):
+    from transformers import LlamaForCausalLM
+
     run = place.runs / "compressed"
     started = place.start("train.py", *COMPRESS, "name=killed_import", f"model.init={llama}")
     assert started.kill_when(lambda: any((place.runs / "killed_import").glob("checkpoints/*.ckpt")))
@@ -73,11 +78,34 @@ def test_a_llama_is_compressed(place, llama):
     shutil.move(llama, place.folder / "elsewhere")  # the run is complete without it
     try:
         assert load_supernet(run).supernet.output is not None
-        place.search(f"run={run}", "budget.size_mb=0.2", "evaluations=12", "n_finalists=1").fine  # noqa: B018
+        out = place.search(f"run={run}", "budget.size_mb=0.2", *SHORT).fine
     finally:
         shutil.move(place.folder / "elsewhere", llama)
+    assert f"original F16: {llama} is no longer there" in out
+    finalists = read(run / "search" / "main" / "finalists.json")["targets"]["llama_cpp"]
+    assert "original F16" not in {entry["name"] for entry in finalists["baselines"]}
     best = next((run / "search" / "main" / "export").iterdir())
     assert read(best / "hf" / "config.json")["tie_word_embeddings"] is False
+
+    place.search(f"run={run}", "search=beside", "budget.size_mb=0.2", *SHORT, "finetune.steps=0").fine  # noqa: B018
+    finalists = read(run / "search" / "beside" / "finalists.json")["targets"]["llama_cpp"]
+    original, largest = (by_name(finalists["baselines"], name) for name in ("original F16", "largest F16"))
+    monkeypatch.chdir(place.folder)  # the paths of a run are relative
+    rows = load_supernet(run).tokens().evaluation_batch("test", 8, 32)
+    with torch.inference_mode():
+        wanted = LlamaForCausalLM.from_pretrained(llama)(rows[:, :-1]).logits
+        wanted = torch.nn.functional.cross_entropy(wanted.flatten(0, 1), rows[:, 1:].flatten()).item()
+    assert original["inherited"]["test_loss"] == pytest.approx(wanted, rel=1e-4) and original["genome"] is None
+    assert original["inherited"]["test_loss"] != largest["inherited"]["test_loss"]  # that one was trained on
+    assert original["scores"]["size_mb"] == largest["scores"]["size_mb"]
+    if original["measured"] is not None:  # llama.cpp is installed
+        assert original["runtime_test"]["loss"] == pytest.approx(original["runtime_test"]["our_loss"], rel=1e-3)
+        assert original["sample"] and largest["sample"]
+
+
+def by_name(entries, name):
+    (found,) = [entry for entry in entries if entry["name"] == name]
+    return found
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The report's interactive figures: one function, one plotly figure, always in the same colors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from html import escape
 from typing import Any
@@ -8,11 +8,14 @@ from typing import Any
 from search.report.ancestry import changes
 from search.report.data import Entry, ReportData, lookup, number
 from search.report.grids import summary_lines
+from search.report.labels import Canvas, Point, places
 from search.report.nets import short_name, size_of
 from search.report.scores import axes, bounds, feasible, is_quality, label, objectives, position
 
 FINALIST, BASELINE, FRONT = "#1d5fbf", "#c2570c", "#1c2430"
 CANDIDATE, INFEASIBLE, BUDGET, GRID = "#9aa5b4", "#d3d9e1", "#b42343", "#e8ebef"
+NAME_SIZE, USUAL_WIDTH, BESIDE_AXES = 11, 1000, 96  # px: of names, of a picture in a wide window, of its margins
+Named = tuple[Point, str, str]  # a point, its name and its color
 SERIES = ("#1d5fbf", "#c2570c", "#1b7f5c", "#7a4fb5", "#8a6d1f", "#4d5866")
 
 
@@ -55,29 +58,54 @@ def style_axes(figure: Any, x: str, y: str) -> Any:
     return figure
 
 
+def known(place: tuple[float | None, float | None]) -> Point | None:
+    """Return a place as a point, None where a part of it is not known."""
+    x, y = place
+    return None if x is None or y is None else (x, y)
+
+
+def points_of(entries: Iterable[Entry], place: Callable[[Entry], Any]) -> list[Point]:
+    """Return the points of the entries whose place is known."""
+    return [point for entry in entries if (point := known(place(entry))) is not None]
+
+
 def add_points(figure: Any, entries: Sequence[Entry], place: Callable[[Entry], Any], name: str, **style: Any) -> None:
     """Add the entries whose place is known as one trace."""
     import plotly.graph_objects as go
 
     texts = style.pop("hover", None) or [None] * len(entries)
-    labels = style.pop("labels", None)
     subplot = {key: style.pop(key) for key in ("row", "col") if key in style}
-    known = [(*place(e), e, text) for e, text in zip(entries, texts, strict=True)]
-    known = [point for point in known if point[0] is not None and point[1] is not None]
-    if not known:
+    shown = [(point, text) for e, text in zip(entries, texts, strict=True) if (point := known(place(e))) is not None]
+    if not shown:
         return
     figure.add_trace(
         go.Scatter(
-            x=[p[0] for p in known],
-            y=[p[1] for p in known],
+            x=[point[0] for point, _ in shown],
+            y=[point[1] for point, _ in shown],
             name=name,
-            hovertext=[p[3] for p in known],
-            hoverinfo="text" if known[0][3] else "x+y+name",
-            text=[escape(labels(p[2])) for p in known] if labels else None,
+            hovertext=[text for _, text in shown],
+            hoverinfo="text" if shown[0][1] else "x+y+name",
             **{"mode": "markers", "cliponaxis": False, **style},
         ),
         **subplot,
     )
+
+
+def add_names(figure: Any, named: Sequence[Named], canvas: Canvas, marks: Sequence[Point], **subplot: Any) -> None:
+    """Write names beside their points, where they cover neither each other nor, if there is room, a mark."""
+    found = places(canvas, [point for point, _, _ in named], [name for _, name, _ in named], marks)
+    for (point, name, color), place in zip(named, found, strict=True):
+        line = {"ax": place.x, "ay": -place.y, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": color, "standoff": 6}
+        near = {"xshift": place.x, "yshift": place.y}
+        figure.add_annotation(
+            x=point[0],
+            y=point[1],
+            text=escape(name),
+            font={"color": color, "size": canvas.font},
+            showarrow=place.apart,
+            **(line if place.apart else near),
+            **subplot,
+        )
 
 
 def hover_text(data: ReportData, entry: Entry, brief: bool = False) -> str:
@@ -101,7 +129,7 @@ def front(data: ReportData, target: str) -> Any:
     """All candidates, the front, the finalists, the baselines and the budgets."""
     x, y = axes(data, target)
     figure = style_axes(new_figure(480, hovermode="closest"), label(x), label(y))
-    _add_front(figure, data, target, (x, y))
+    _add_front(figure, data, target, (x, y), (USUAL_WIDTH, figure.layout.height - BESIDE_AXES))
     return figure
 
 
@@ -121,14 +149,15 @@ def further_objectives(data: ReportData, target: str) -> Any | None:
     style_axes(figure, "", "")
     for i, plane in enumerate(planes):
         place = {"row": i // columns + 1, "col": i % columns + 1}
-        _add_front(figure, data, target, plane, showlegend=i == 0, **place)
+        size = USUAL_WIDTH / columns, 340 - BESIDE_AXES
+        _add_front(figure, data, target, plane, size, showlegend=i == 0, **place)
         figure.update_xaxes(title_text=label(plane[0]), **place)
         figure.update_yaxes(title_text=label(plane[1]), **place)
     return figure
 
 
-def _add_front(figure: Any, data: ReportData, target: str, plane: tuple[str, str], **options: Any) -> None:
-    """Draw everything there is over two scores; `options` name the subplot."""
+def _add_front(figure: Any, data: ReportData, target: str, plane: tuple[str, str], size: Point, **options: Any) -> None:
+    """Draw everything there is over two scores; `size` in px, `options` name the subplot."""
     where, fits = partial(position, data, plane), feasible(data, target)
     brief = "row" in options  # the first picture says it all; a second copy would double the page
     for inside, name, style in (
@@ -153,6 +182,7 @@ def _add_front(figure: Any, data: ReportData, target: str, plane: tuple[str, str
         legendgroup="front",
         **options,
     )
+    named: list[Named] = []
     for entries, name, color, symbol in (
         (data.baselines.get(target, []), "baselines", BASELINE, "diamond"),
         (data.finalists.get(target, []), "finalists", FINALIST, "circle"),
@@ -163,15 +193,15 @@ def _add_front(figure: Any, data: ReportData, target: str, plane: tuple[str, str
             where,
             name,
             hover=[hover_text(data, e) for e in entries],
-            labels=short_name,
-            mode="markers+text",
             marker={"color": color, "size": 11, "symbol": symbol, "line": {"color": "#ffffff", "width": 1}},
-            textposition="top center",
-            textfont={"color": color, "size": 11},
             legendgroup=name,
             **options,
         )
+        named += [(point, short_name(e), color) for e in entries if (point := known(where(e))) is not None]
     subplot = {key: options[key] for key in ("row", "col") if key in options}
+    marks = points_of(members, where)
+    drawn = [*points_of(data.whole, where), *marks, *(point for point, _, _ in named)]
+    add_names(figure, named, Canvas(drawn, size, NAME_SIZE), marks, **subplot)
     for axis, score in zip("xy", plane, strict=True):
         if score in bounds(data, target):
             _bound(figure, axis, bounds(data, target)[score], **subplot)
@@ -190,6 +220,8 @@ def _bound(figure: Any, axis: str, value: float, **subplot: Any) -> None:
 def test_loss(data: ReportData, target: str) -> Any:
     """Test loss over size: hollow with inherited weights, filled after fine-tuning."""
     figure = style_axes(new_figure(400, hovermode="closest"), label("size_mb"), "test loss (nats/token)")
+    named: list[Named] = []
+    marks: list[Point] = []
     for entries, kind, color, symbol in (
         (data.baselines.get(target, []), "baselines", BASELINE, "diamond"),
         (data.finalists.get(target, []), "finalists", FINALIST, "circle"),
@@ -206,13 +238,14 @@ def test_loss(data: ReportData, target: str) -> Any:
                 place,
                 f"{kind}, {shown}",
                 hover=[f"{escape(str(e['name']))}, {shown}<br>{_place_text(place(e))}" for e in entries],
-                # A name stands once beside each entry: at its last score.
-                labels=partial(_last_name, state),
-                mode="markers+text",
                 marker={"color": fill, "size": 10, "symbol": symbol, "line": {"color": color, "width": 1.5}},
-                textposition="bottom center",
-                textfont={"color": color, "size": 11},
             )
+            marks += points_of(entries, place)
+        for entry in entries:  # a name stands once beside each: at its last score
+            point = known(_test_place("fine_tuned", entry)) or known(_test_place("inherited", entry))
+            named += [(point, short_name(entry), color)] if point is not None else []
+    canvas = Canvas(marks, (USUAL_WIDTH, figure.layout.height - BESIDE_AXES), NAME_SIZE)
+    add_names(figure, named, canvas, marks)
     if "size_mb" in bounds(data, target):
         _bound(figure, "x", bounds(data, target)["size_mb"])
     return figure
@@ -220,10 +253,6 @@ def test_loss(data: ReportData, target: str) -> Any:
 
 def _test_place(state: str, entry: Entry) -> tuple[float | None, float | None]:
     return size_of(entry), lookup(entry, state, "test_loss")
-
-
-def _last_name(state: str, entry: Entry) -> str:
-    return "" if state == "inherited" and entry.get("fine_tuned") else short_name(entry)
 
 
 def _place_text(place: tuple[float | None, float | None]) -> str:

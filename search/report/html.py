@@ -130,12 +130,15 @@ class Row:
 
 
 def format_number(value: object, digits: int, percent: bool = False, signed: bool = False) -> str:
-    """Return a number as text with thousands separated, an en dash for what is absent or not finite."""
+    """Return a number as text with thousands separated, an en dash for what is absent or not finite.
+
+    What rounds to zero has no sign.
+    """
     known = number(value)
     if known is None:
         return "–"
     sign = "+" if signed else ""
-    return f"{known:{sign}.{digits}%}" if percent else f"{known:{sign},.{digits}f}"
+    return f"{known:{sign}z.{digits}%}" if percent else f"{known:{sign}z,.{digits}f}"
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row], sorted_by: int | None = None) -> str:

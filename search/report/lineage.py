@@ -131,7 +131,8 @@ def _step(
         now, then = lookup(entry, "scores", name), lookup(before or {}, "scores", name)
         if now is not None:
             off = f" ({format_number(now - then, digits(name) + 1, signed=True)})" if then is not None else ""
-            numbers.append(f"{words(name)[0]} {format_number(now, digits(name))} {words(name)[1]}{off}")
+            plain, unit = words(name)
+            numbers.append(f"{plain} {format_number(now, digits(name))} {unit}".rstrip() + off)
     found_changes = list(map(str, changes(data.space, found.members, entry)))
     shown: list[str] = []
     while len(shown) < len(found_changes) and len(", ".join([*shown, found_changes[len(shown)]])) <= MAX_CHARACTERS:

@@ -17,6 +17,11 @@ def short_name(entry: Entry) -> str:
     return str(entry.get("name", entry.get("id"))).removeprefix("finalist ").removeprefix("uniform ")
 
 
+def is_original(entry: Entry) -> bool:
+    """Say whether a baseline is the pretrained model that the run began with."""
+    return str(entry.get("name")).startswith("original")
+
+
 def shipped(entry: Entry) -> Entry:
     """Return the scores of the weights that are shipped: fine-tuned if they exist, else inherited."""
     return entry.get("fine_tuned") or entry.get("inherited") or {}
@@ -63,7 +68,7 @@ def best_finalist(data: ReportData, target: str) -> Entry | None:
 def rival(data: ReportData, target: str, finalist: Entry) -> Entry | None:
     """Return the baseline nearest in size of those one would ship without a search, else of all.
 
-    These are the uniform formats and what the runtime's own quantizer makes, which has no genome.
+    These are the uniform formats, and those without a genome: what the runtime's own quantizer makes, and the original.
     """
     size = size_of(finalist)
     sized = [e for e in data.baselines.get(target, []) if size_of(e) is not None]

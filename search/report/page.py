@@ -62,6 +62,7 @@ def _add_headline(page: Page, data: ReportData) -> None:
         ("strategy", _setting(data, "strategy", "evolution._target_", "evolution.name")),
         ("evaluations", _evaluations(data)),
         ("search space", f"{len(data.space)} genes, {data.space.n_genomes:.0e} nets".replace("e+", "e")),
+        ("pretrained", Path((data.summary.get("pretrained") or {}).get("path", "–")).name),
         ("workers", _setting(data, "workers")),
         ("seed", _setting(data, "seed")),
     ]
@@ -135,7 +136,7 @@ def _add_training(page: Page, data: ReportData) -> None:
         )
         if number(data.summary.get(key)) is not None
     ]
-    page.add(f"<p>{escape(', '.join(facts))}</p>")
+    page.add(f"<p>{escape(', '.join(facts))}</p>", _pretrained(data))
     if data.summary.get("phases"):
         columns = [Column("phase"), Column("steps", 0), Column("seconds", 0)]
         columns += [Column("tokens (M)", 2), Column("TFLOPs", 1)]
@@ -156,6 +157,18 @@ def _add_training(page: Page, data: ReportData) -> None:
         keys = ("name", "size_mb", "valid_loss", "valid_accuracy")
         nets = sorted(data.summary["table"], key=lambda net: lookup(net, "size_mb") or 0)
         page.add("<h3>After training</h3>", table(columns, [Row([net.get(k) for k in keys]) for net in nets], 1))
+
+
+def _pretrained(data: ReportData) -> str:
+    """Say what the largest net began as, and what of it was padded; empty for a run that began from the seed."""
+    about = data.summary.get("pretrained")
+    if not about:
+        return ""
+    text = f"<p>The largest net began as <b>{escape(Path(about['path']).name)}</b> "
+    text += f"({escape(about['kind'])}, {escape(about['path'])}), exactly. "
+    padded = [f"{escape(key)} from {theirs} to {ours}" for key, (theirs, ours) in about["padded"].items()]
+    text += f"Padded with zeros, which change nothing of what it computes: {', '.join(padded)}." if padded else ""
+    return text + ("" if padded else "Nothing had to be padded.") + "</p>"
 
 
 def _add_settings(page: Page, data: ReportData) -> None:

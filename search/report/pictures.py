@@ -1,14 +1,28 @@
 """The report's PNG files: the same results for a slide, a README or a terminal without a browser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from search.report import scores
 from search.report.data import ReportData, lookup
-from search.report.figures import BASELINE, BUDGET, CANDIDATE, FINALIST, FRONT, GRID, INFEASIBLE, SERIES
+from search.report.figures import (
+    BASELINE,
+    BUDGET,
+    CANDIDATE,
+    FINALIST,
+    FRONT,
+    GRID,
+    INFEASIBLE,
+    SERIES,
+    Named,
+    known,
+    points_of,
+)
 from search.report.figures_over_time import EXPECTED, LEANING, gate_leaning, progress_panels
 from search.report.grids import BLANK, DROPPED, Cell, Grid, column_groups, column_name, grid
+from search.report.labels import Canvas, Point, places
 from search.report.nets import shipped, short_name, size_of
 from search.report.scores import label
 from search.report.sensitivity import color_scale, heat_maps
@@ -57,7 +71,8 @@ def front(data: ReportData) -> Any:
         plane = x_name, y_name = scores.axes(data, target)
         axes = figure.add_subplot(len(data.targets), 1, row + 1)
         _plain(axes, label(x_name), label(y_name), _plain_text(target))
-        fits = scores.feasible(data, target)
+        where, fits = partial(scores.position, data, plane), scores.feasible(data, target)
+        named: list[Named] = []
         for entries, name, style in (
             ([c for c in data.whole if c["id"] not in fits], "over budget", {"color": INFEASIBLE, "s": 14}),
             ([c for c in data.whole if c["id"] in fits], "candidates", {"color": CANDIDATE, "s": 14}),
@@ -68,15 +83,14 @@ def front(data: ReportData) -> Any:
             ),
             (data.finalists.get(target, []), "finalists", {"color": FINALIST, "s": 60, "zorder": 5}),
         ):
-            places = [(*scores.position(data, plane, e), e) for e in entries]
-            places = [p for p in places if p[0] is not None and p[1] is not None]
-            if not places:
+            shown = [(point, e) for e in entries if (point := known(where(e))) is not None]
+            if not shown:
                 continue
-            axes.scatter([p[0] for p in places], [p[1] for p in places], label=name, linewidths=0, **style)
-            for x, y, entry in places if "zorder" in style else []:
-                offset = {"xytext": (5, 5), "textcoords": "offset points"}
-                axes.annotate(_plain_text(short_name(entry)), (x, y), fontsize=8, color=style["color"], **offset)
-        line = sorted(p for e in data.front.get(target, []) if None not in (p := scores.position(data, plane, e)))
+            axes.scatter([p[0] for p, _ in shown], [p[1] for p, _ in shown], label=name, linewidths=0, **style)
+            if "zorder" in style:
+                named += [(point, short_name(entry), str(style["color"])) for point, entry in shown]
+        line = sorted(points_of(data.front.get(target, []), where))
+        _write_names(axes, named, points_of(data.whole, where), line)
         flat = set(scores.objectives(data, target)) <= set(plane)  # else a line would jump
         style = {"color": FRONT, "lw": 1.2 if flat else 0, "marker": ".", "label": "front"}
         axes.plot([p[0] for p in line], [p[1] for p in line], **style)
@@ -86,6 +100,15 @@ def front(data: ReportData) -> Any:
                 draw(bound, color=BUDGET, ls="--", lw=1.2, label=f"budget {bound:g}")
         axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _write_names(axes: Any, named: Sequence[Named], drawn: Sequence[Point], marks: Sequence[Point]) -> None:
+    points, names = [point for point, _, _ in named], [name for _, name, _ in named]
+    canvas = Canvas([*drawn, *marks, *points], (500, 280), 8)  # in points, of a picture of 8 x 4.6 inches
+    for (point, name, color), place in zip(named, places(canvas, points, names, marks), strict=True):
+        line = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkB": 4} if place.apart else None
+        where = {"xytext": (place.x, place.y), "textcoords": "offset points", "ha": "center", "va": "center"}
+        axes.annotate(_plain_text(name), point, fontsize=canvas.font, color=color, arrowprops=line, **where)
 
 
 def finalists(data: ReportData) -> Any:

@@ -13,10 +13,11 @@ NAMES = {
     "peak_memory_mb": "peak memory (MB)",
     "kv_bytes_per_token": "KV cache (bytes/token)",
     "loss": "valid loss (nats/token)",
+    "divergence": "divergence (nats/token)",
     "error": "valid error",
 }
 UNITS = {"_mb": "MB", "_ms": "ms", "_bytes": "bytes", "_tokens": "tokens", "_loss": "nats/token", "_gap": "nats/token"}
-QUALITY = ("loss", "error", "gap", "failure")  # how names of scores end that are no cost
+QUALITY = ("loss", "error", "divergence", "gap", "failure")  # how names of scores end that are no cost
 DIGITS = {"kv_bytes_per_token": 0, "peak_memory_mb": 1, "ttft_ms": 1}
 
 

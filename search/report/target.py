@@ -8,7 +8,7 @@ from search.report.grids import grid, grid_html
 from search.report.html import Column, Page, Row, format_number, table
 from search.report.lineage import add_lineage
 from search.report.measured import COSTS, add_measured
-from search.report.nets import best_finalist, measured, nets_of, perplexity, predicted, shipped, size_of
+from search.report.nets import best_finalist, is_original, measured, nets_of, perplexity, predicted, shipped, size_of
 from search.report.scores import base, budgets, digits, objectives, weights, words
 from search.report.usage import add_usage
 
@@ -65,6 +65,9 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
     columns += [Column("test accuracy, runtime", 1, "shipped weights", percent=True)]
     columns += [Column("late test loss", 3, "shipped weights"), Column("worst slice of test", group="shipped weights")]
     best = best_finalist(data, target)
+    original = ""
+    if any(map(is_original, data.baselines.get(target, []))):
+        original = "<i>Original</i>: the pretrained model as it came, on which nothing here was trained. "
     rows = []
     for entry, kind in nets_of(data, target):
         values: list[object] = [entry["name"], size_of(entry)]
@@ -83,7 +86,7 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
         "throughout. "
         "<i>Late</i>: positions beyond the first quarter of the context. "
         "<i>Worst slice</i>: the part of the corpus where the net's loss is highest; compression that hurts one part "
-        "most shows here. "
+        f"most shows here. {original}"
         f"The shaded row has the lowest {'fitness' if weights(data) else 'valid loss'}. Click a head to sort.</p>",
         "<h3>Test loss over size</h3>",
     )

@@ -2,24 +2,27 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from search.report.data import Entry, ReportData
 from search.report.html import Page
+from search.report.nets import is_original
 
 PROMPT = "import "  # where the settings name none
 N_TOKENS = 64
 
 
 def add_usage(page: Page, data: ReportData, target: str) -> None:
-    """Add sample text, the largest net's first, and the commands for every exported net."""
+    """Add sample text, the original's and the largest net's first, and the commands for every exported net."""
     finalists = data.finalists.get(target, [])
-    others = [e for e in data.baselines.get(target, []) if str(e["name"]).startswith("largest")]
+    baselines = data.baselines.get(target, [])
+    others = [*filter(is_original, baselines), *(e for e in baselines if str(e["name"]).startswith("largest"))]
     samples = [(e, kind) for entries, kind in ((others, "baseline"), (finalists, "finalist")) for e in entries]
     cards = "".join(_card(e, kind) for e, kind in samples if e.get("sample"))
-    page.add(f'<h3>Sample text</h3><div class="cards">{cards}</div>' if cards else "")
+    if cards:
+        page.add(f'<h3>Sample text</h3><p class="note">{_about(others)}</p><div class="cards">{cards}</div>')
     exported = [e for e in finalists if e.get("export")]
     prompt = str(data.settings.get("prompt") or PROMPT)
     commands = "".join(_commands(data.search_dir, e, prompt, e is exported[0]) for e in exported)
@@ -27,6 +30,15 @@ def add_usage(page: Page, data: ReportData, target: str) -> None:
         page.add('<h3>Commands</h3><p class="note">To be run in the folder of this page.</p>', commands)
     if not cards and not commands:
         page.add('<p class="missing">Nothing was exported, and no sample text was written.</p>')
+
+
+def _about(others: Sequence[Entry]) -> str:
+    text = "What the file makes of one prompt in the runtime itself, for all nets with the same random numbers."
+    if any(map(is_original, others)):
+        text += " <i>Original</i>: the pretrained model as it came."
+    if any(e.get("fine_tuned") for e in others):
+        text += " <i>Largest</i>: trained and fine-tuned as the finalists are."
+    return text
 
 
 def _card(entry: Entry, kind: str) -> str:
@@ -49,7 +61,8 @@ def _commands(search_dir: Path, entry: Entry, prompt: str, opened: bool) -> str:
             f'print(llama({prompt!r}, max_tokens={N_TOKENS})["choices"][0]["text"])'
         )
     for made in sorted((search_dir / folder).glob("*/config.json")):  # hf, pytorch_float32
-        blocks.append(_hugging_face(search_dir, (folder / made.parent.name).as_posix(), prompt))
+        path, own_code = (folder / made.parent.name).as_posix(), _has_own_code(made)
+        blocks += [_hugging_face(path, own_code, prompt), _harness(path, own_code)]
     if not blocks:
         blocks.append(f"# {folder.as_posix()} is no longer beside this page")
     code = "".join(f'<pre class="code">{escape(block)}</pre>' for block in blocks)
@@ -57,9 +70,8 @@ def _commands(search_dir: Path, entry: Entry, prompt: str, opened: bool) -> str:
     return f'<details{mark}><summary><b class="finalist">{name}</b></summary>{code}</details>'
 
 
-def _hugging_face(search_dir: Path, folder: str, prompt: str) -> str:
-    # Only a folder that ships its own model code needs the permission to run it.
-    trust = ", trust_remote_code=True" if _has_own_code(search_dir / folder / "config.json") else ""
+def _hugging_face(folder: str, own_code: bool, prompt: str) -> str:
+    trust = ", trust_remote_code=True" if own_code else ""
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"tokenizer = AutoTokenizer.from_pretrained({folder!r}{trust})\n"
@@ -69,7 +81,13 @@ def _hugging_face(search_dir: Path, folder: str, prompt: str) -> str:
     )
 
 
+def _harness(folder: str, own_code: bool) -> str:
+    permission = ",trust_remote_code=True" if own_code else ""
+    return f"lm_eval --model hf --model_args {shlex.quote(f'pretrained={folder}{permission}')} --tasks hellaswag"
+
+
 def _has_own_code(path: Path) -> bool:
+    """Say whether a folder, by its config.json, ships model code, which transformers runs by permission only."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

@@ -217,7 +217,7 @@ def test_divergence_is_that_from_the_largest_on_the_same_rows(tiny_supernet, gen
                 teacher, student = (net(rows[chosen, :-1]).log_softmax(-1) for net in (largest, shipped))
             wanted = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).mean().item()
             assert evaluator.divergence(genome, level) == pytest.approx(wanted, abs=1e-3)
-    assert abs(evaluator.divergence(tiny_supernet.space.largest, 1)) < 1e-3
+    assert 0 <= evaluator.divergence(tiny_supernet.space.largest, 1) < 1e-3
 
 
 def test_a_hurdle_leaves_the_rest_to_the_next(tiny_supernet, rows):

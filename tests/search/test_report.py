@@ -16,7 +16,7 @@ from search.report.ancestry import ancestry, changes, parents
 from search.report.data import read_report_data
 from search.report.grids import DROPPED, format_order, grid
 from search.report.history import ends, operator_counts, progress
-from search.report.html import Page
+from search.report.html import Page, format_number
 from search.report.lineage import add_lineage, drawing
 from search.report.nets import rival
 from search.report.scores import axes, bounds, feasible, fitness, objectives, value_of, weights
@@ -89,6 +89,7 @@ def test_headline_names_the_finalist_with_the_lowest_valid_loss(fixture: Fixture
     assert "1.5 MB" in text
     assert "llama-cli -m export/" in text
     assert "trust_remote_code=True" in text
+    assert f"--model_args pretrained=export/{best['id']}/hf,trust_remote_code=True --tasks" in text
 
 
 def test_what_a_runtimes_own_quantizer_makes_stands_beside_the_others(fixture: Fixture) -> None:
@@ -100,6 +101,36 @@ def test_what_a_runtimes_own_quantizer_makes_stands_beside_the_others(fixture: F
     # A picture of inherited weights has no place for it, one of what was measured has.
     assert value_of(data, own, "loss") is None
     assert value_of(data, own, "decode_ms") == own["measured"]["decode_ms"]
+
+
+def test_a_pretrained_models_text_and_padding_are_shown(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path)
+    summary, path = fixture.run / "supernet" / "summary.json", fixture.search_dir / "finalists.json"
+    padded = {"model.blocks.mlp.width": [172, 192]}
+    pretrained = {"path": f"models/{HOSTILE}.bin", "kind": "llama2.c", "padded": padded}
+    write_json(summary, {**read_json(summary), "pretrained": pretrained})
+    content = read_json(path)
+    baselines = content["targets"]["llama_cpp"]["baselines"]
+    own = {
+        "name": "original F16",
+        "genome": None,
+        "fine_tuned": None,
+        "sample": "Once upon a time there was an original.",
+    }
+    baselines.append({**baselines[-1], **own, "inherited": baselines[0]["inherited"]})
+    write_json(path, content)
+    text = parse(write_report(fixture.search_dir)).text
+    assert "model.blocks.mlp.width from 172 to 192" in text and HOSTILE in text
+    assert text.index("there was an original.") < text.index("largest F16')")  # the first of the cards
+    assert "Original: the pretrained model as it came" in text
+    write_json(summary, {**read_json(summary), "pretrained": {**pretrained, "padded": {}}})
+    assert "Nothing had to be padded" in parse(write_report(fixture.search_dir)).text
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    assert format_number(-1e-6, 3) == "0.000" and format_number(-0.0004, 1, percent=True) == "0.0%"
+    assert format_number(-0.5, 1) == "-0.5" and format_number(-1e-6, 2, signed=True) == "+0.00"
+    assert format_number(-1234.5, 1) == "-1,234.5"
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
