@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from search.targets import Target, nf4
 from search.targets.hf_tokenizer import special_ids, tokenizer_files
 from supernet.errors import UserError
+from supernet.files import temporary_beside
 from supernet.genes import Value
 from supernet.tokenizer import Tokenization
 
@@ -233,8 +234,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success its files are flushed and it takes the place."""
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{folder} exists and is no checkpoint: move it away")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our id
+    temporary = temporary_beside(folder)
     temporary.mkdir(parents=True)
     try:
         yield temporary

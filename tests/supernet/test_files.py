@@ -1,9 +1,11 @@
 import json
+import os
+import subprocess
 
 import pytest
 
 from supernet.errors import UserError
-from supernet.files import FORMAT_VERSION, read_json, replacing, sha256, write_json, write_text
+from supernet.files import FORMAT_VERSION, read_json, replacing, sha256, temporary_beside, write_json, write_text
 from supernet.randomness import derive, generator
 
 
@@ -25,6 +27,18 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
         raise error
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".file.txt.{dead.pid}.tmp").write_text("half")
+    (tmp_path / f".folder.{dead.pid}.tmp").mkdir()
+    living = tmp_path / f".file.txt.{os.getppid()}.tmp"
+    living.write_text("being written")
+    write_text(tmp_path / "file.txt", "whole")
+    assert temporary_beside(tmp_path / "folder").name == f".folder.{os.getpid()}.tmp"
+    assert sorted(tmp_path.iterdir()) == [living, tmp_path / "file.txt"]
 
 
 def test_nothing_written_is_an_error(tmp_path):
