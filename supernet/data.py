@@ -143,7 +143,9 @@ class TokenData:
         if sequence_length < 1:
             raise UserError(f"sequence_length is {sequence_length}; expected 1 or more")
         if 1 < self.row < sequence_length + 1:
-            raise UserError(f"{self.directory} holds rows of {self.row} tokens, too few for sequences of {sequence_length}")
+            raise UserError(
+                f"{self.directory} holds rows of {self.row} tokens, too few for sequences of {sequence_length}"
+            )
         if self.n_tokens(split) < sequence_length + 1:
             remedy = "use more text or shorter sequences"
             if split != "train":

@@ -110,4 +110,4 @@ class Block(nn.Module, ABC):
             rope: (cos, sin) of its position, each (1, head_dim).
             cache: of this block.
         """
-        return self(x, rope)  # type: ignore[no-any-return]
+        return self(x, rope)

@@ -63,6 +63,7 @@ class HuggingFaceLlama(Checkpoint):
         return _named(name)
 
     def stored(self, name: str) -> Tensor:
+        """Return a weight, unchecked and in the type that it is stored in."""
         theirs = self.named(name)
         tensor = _tensor(self._file_of[theirs], theirs)
         copy = self.named("output")

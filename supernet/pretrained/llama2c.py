@@ -45,6 +45,7 @@ class Llama2C(Checkpoint):
             raise UserError(f"{path} is {what}: its header asks for {wanted} bytes, it has {n_bytes}")
 
     def stored(self, name: str) -> Tensor:
+        """Return a weight, unchecked and in the type that it is stored in."""
         shape = self.llama.shape(self.llama.tensors()[name])
         count, start = math.prod(shape), 4 * (HEADER[1] + self._starts[name])
         values = np.fromfile(self.path, "<f4", count, offset=start)
