@@ -22,11 +22,11 @@ def original_of(config: DictConfig) -> Checkpoint | None:
     Raises:
         UserError: there is none where one is needed, it cannot be taken, or these would be two.
     """
-    paths = {"model.init": config.model.get("init")} if config.teacher else {}
+    paths = {"model.init (teacher=original)": config.model.get("init")} if config.teacher else {}
     if "sampling" in config.data:
         paths["data.sampling.checkpoint"] = config.data.sampling.checkpoint
     if len(set(paths.values())) > 1:
-        raise UserError(f"data.sampling.checkpoint is not model.init, but a run keeps one original: {paths}")
+        raise UserError(f"data.sampling.checkpoint must be model.init, a run keeps one original; got {paths}")
     return open_original(*next(iter(paths.items()))) if paths else None
 
 
@@ -44,7 +44,7 @@ def open_original(key: str, path: str | None) -> Checkpoint:
     if path is not None and Path(path).exists():
         found = kept_original(Path(path)) or open_checkpoint(Path(path))
     if found is None:
-        raise UserError(f"{key}: {path or 'null'} is no pretrained Llama, nor a run that keeps one (teacher=none)")
+        raise UserError(f"{key}: {path or 'null'} is no pretrained Llama, nor a run that keeps one")
     return found
 
 

@@ -114,7 +114,7 @@ def test_what_cannot_be_taken_is_one_line(place, llama):
     assert "runs/nowhere does not exist" in refusal("model.init=runs/nowhere")
     assert "model.n_layers is 3, but llama has 2" in refusal("model.init=llama", "model.n_layers=3")
     assert "exceeds model.context_length=128" in refusal("model.init=llama", "sequence_length=256")
-    assert "sampling.checkpoint is not model.init" in refusal(
+    assert "sampling.checkpoint must be model.init" in refusal(
         "model.init=llama", "data=mixed", "data.sampling.checkpoint=x"
     )
     assert "teacher: share must be" in refusal("model.init=llama", "teacher.share=2")

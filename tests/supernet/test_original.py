@@ -63,10 +63,10 @@ def test_who_teaches(tmp_path, tiny_supernet):
     assert str(original_of(config_of(folder)).path) == folder
     sampled = {"sampling": {"checkpoint": folder}}
     assert str(original_of(config_of(teacher={}, **sampled)).path) == folder
-    with pytest.raises(UserError, match=r"data.sampling.checkpoint is not model.init"):
+    with pytest.raises(UserError, match=r"data.sampling.checkpoint must be model.init"):
         original_of(config_of("elsewhere", **sampled))
     for init in (None, "nowhere", str(tmp_path)):
-        with pytest.raises(UserError, match=r"model.init: .* is no pretrained Llama"):
+        with pytest.raises(UserError, match=r"model.init .teacher=original.: .* is no pretrained Llama"):
             original_of(config_of(init))
     assert make_teacher(config_of(folder), tiny_supernet).decoder.vocab_size == 50
     save_llama(tmp_path / "other")
