@@ -1,4 +1,4 @@
-"""Fine-tuning of finalists: quantization-aware, distilled from the largest subnet."""
+"""Fine-tuning of finalists: quantization-aware, distilled from the run's original, else from the largest subnet."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ class FineTuning:
 
         Args:
             decoder: what is tuned.
-            teacher: the largest subnet.
+            teacher: as large as the largest subnet.
             length: tokens of a sequence.
         """
         if not self.equal_flops:
@@ -76,7 +76,7 @@ class FineTuning:
             folder: of this decoder alone: model.safetensors, and checkpoints while it trains.
             name: for the progress bar.
             decoder: with inherited weights and formats.
-            teacher: the largest subnet.
+            teacher: what it learns from: the original, else the largest subnet.
             data: its training split is used.
             seed: root of the draws; the same for all, so that all see the same batches.
         """

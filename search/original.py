@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from search.shipping import ENTRY, Shipyard
-from supernet.errors import UserError
 from supernet.files import read_json, write_json
 from supernet.formats import MB
-from supernet.initial import original
+from supernet.original import original_supernet
 from supernet.subnet import extract_architecture
 
 NAME = "original F16"
@@ -17,17 +16,12 @@ NAME = "original F16"
 def original_baseline(yard: Shipyard) -> list[dict[str, Any]]:
     """Judge and measure the original in F16; return its entry of finalists.json.
 
-    Empty for a run that began from no checkpoint. So it is, at the cost of a line, where that lies there no more: a run
-    is complete without it.
+    Empty for a run that keeps none.
     """
     done = yard.work(NAME) / ENTRY
     if done.exists():
         return [read_json(done)]
-    try:
-        supernet = original(yard.trained)
-    except UserError as error:
-        print(f"{NAME}: {error}")
-        return []
+    supernet = original_supernet(yard.trained)
     if supernet is None:
         return []
     formats = {gene.name: "F16" for gene in supernet.space if gene.kind == "format"}

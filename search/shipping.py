@@ -25,6 +25,8 @@ from supernet.files import read_json, write_json
 from supernet.formats import MB, format_named
 from supernet.genes import Genome
 from supernet.losses import best_device, evaluate
+from supernet.original import kept_original
+from supernet.pretrained.decoder import decoder_of
 from supernet.run import versions
 from supernet.subnet import Decoder, extract
 
@@ -68,8 +70,9 @@ class Shipyard:
 
     @cached_property
     def teacher(self) -> Decoder:
-        """The largest subnet."""
-        return self.inherited(self.space.largest).freeze_formats()
+        """What finalists learn from: the original that the run keeps, else the largest subnet."""
+        original = kept_original(self.trained.folder)
+        return self.inherited(self.space.largest).freeze_formats() if original is None else decoder_of(original)
 
     def inherited(self, genome: Genome) -> Decoder:
         """Return the subnet as extracted."""

@@ -29,6 +29,7 @@ class TrainConfig:
     data: Any
     model: Any
     schedule: Any
+    teacher: Any
     gates: Any
     optimizer: Any
     trainer: Any

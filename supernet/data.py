@@ -7,8 +7,6 @@ rename, or not at all; one that does not match its own checksums is built again.
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,29 +16,27 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from supernet.caching import SPLITS, Tokenized, is_whole, read_index, write_cache
 from supernet.corpus import Corpus, Document
 from supernet.errors import UserError
-from supernet.files import read_json, sha256, write_json
 from supernet.randomness import generator
 from supernet.splits import split_documents
 from supernet.tokenizer import Tokenization, train_tokenizer
 from supernet.tokenizer.reading import fingerprint, load_tokenizer
-from supernet.tokenizer.storing import TOKENIZER, read_tokenization, write_tokenization
+from supernet.tokenizer.storing import TOKENIZER, read_tokenization
 
 CACHE_VERSION = 2  # raised whenever the same settings would give other bytes
-SPLITS = ("train", "gate", "valid", "test")
-INDEX = "index.json"
 ENCODE_DOCUMENTS = 64  # tokenized at a time; an encoding takes many times its text's memory
 
 Integers = npt.NDArray[np.int64]
-Documents = dict[str, list[Document]]  # by split
 
 
 class TokenData:
     """A finished token cache, opened for reading.
 
-    A window is `sequence_length + 1` tokens: inputs and, shifted by one, targets. It may run over the
-    end of a document. A document is `end_of_text_id`, a beginning where the tokenizer places one, its own tokens.
+    A window is `sequence_length + 1` tokens: inputs and, shifted by one, targets. It may begin anywhere and run over
+    the end of a document: `end_of_text_id`, a beginning where the tokenizer places one, its own tokens. Where the cache
+    holds rows instead, each window begins with one and stays within it.
 
     Args:
         directory: the cache, as `prepare` wrote it.
@@ -49,6 +45,7 @@ class TokenData:
     Attributes:
         vocab_size: tokens of the tokenizer; below the size asked for when the corpus is tiny.
         hash: name of the cache; equal hashes mean equal tokens.
+        row: tokens of a row; 1 where there are none.
         slices: name of each slice; slice ids index it.
 
     Raises:
@@ -56,15 +53,12 @@ class TokenData:
     """
 
     def __init__(self, directory: Path, config: dict[str, Any] | None = None) -> None:
-        index = read_json(directory / INDEX)
-        for name, digest in index["files"].items():
-            path = directory / name
-            if not path.is_file() or sha256(path) != digest:
-                raise UserError(f"{path} is damaged or missing: delete {directory} to have it built again")
+        index = read_index(directory)
         self.directory = directory
         self.config: dict[str, Any] = index["config"] if config is None else config
         self.hash: str = index["hash"]
         self.slices: list[str] = index["slices"]
+        self.row: int = index.get("row", 1)  # caches of before there were rows lack it
         self.tokenization = read_tokenization(directory)
         self.tokenizer_json = self.tokenization.json
         self.tokenizer = self.tokenization.tokenizer
@@ -84,12 +78,16 @@ class TokenData:
         """Return random windows (batch_size, sequence_length + 1) that depend on the arguments alone."""
         self._require(split, sequence_length)
         rng = generator(seed, "batch", split, step)
-        starts = rng.integers(0, self.n_tokens(split) - sequence_length, size=batch_size)
-        return self._windows(split, starts, sequence_length)
+        n_starts = (self.n_tokens(split) - sequence_length - 1) // self.row + 1
+        return self._windows(split, self.row * rng.integers(0, n_starts, size=batch_size), sequence_length)
 
     def evaluation_starts(self, split: str, n_sequences: int, sequence_length: int) -> Integers:
         """Return the first token's position of each window of `evaluation_batch` (n_sequences,)."""
         self._require(split, sequence_length)
+        if self.row > 1:
+            n_rows = self.n_tokens(split) // self.row
+            count = min(n_sequences, n_rows)
+            return self.row * np.array([(2 * i + 1) * n_rows // (2 * count) for i in range(count)])
         usable = self.n_tokens(split) - 1
         count = min(n_sequences, usable // sequence_length)
         # One window in the middle of each of `count` equal stretches.
@@ -111,11 +109,12 @@ class TokenData:
     def all_batches(self, split: str, sequence_length: int, batch_size: int) -> Iterator[torch.LongTensor]:
         """Yield the split in order (up to batch_size, sequence_length + 1).
 
-        Window k starts at k * sequence_length. Every token is a target once, but for the first and a
-        rest shorter than a window.
+        Window k starts at k * sequence_length, or with row k. Every token is a target once, but for the first (of
+        each row) and a rest shorter than a window.
         """
         self._require(split, sequence_length)
-        starts = np.arange((self.n_tokens(split) - 1) // sequence_length) * sequence_length
+        step = max(self.row, sequence_length)
+        starts = np.arange((self.n_tokens(split) - sequence_length - 1) // step + 1) * step
         for first in range(0, len(starts), batch_size):
             yield self._windows(split, starts[first : first + batch_size], sequence_length)
 
@@ -143,6 +142,10 @@ class TokenData:
     def _require(self, split: str, sequence_length: int) -> None:
         if sequence_length < 1:
             raise UserError(f"sequence_length is {sequence_length}; expected 1 or more")
+        if 1 < self.row < sequence_length + 1:
+            raise UserError(
+                f"{self.directory} holds rows of {self.row} tokens, too few for sequences of {sequence_length}"
+            )
         if self.n_tokens(split) < sequence_length + 1:
             remedy = "use more text or shorter sequences"
             if split != "train":
@@ -207,25 +210,19 @@ def prepare(
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(cache_dir) / name
-    if not _is_whole(directory):
+    if not is_whole(directory):
         splits = split_documents(documents or _read(corpus), fractions)
         if given is None:
             assert vocab_size is not None
             texts = (document.text for document in splits["train"])
             given = Tokenization(train_tokenizer(texts, vocab_size).to_str(pretty=True))
-        _build(directory, splits, given, config)
+        slices = sorted({document.slice for chosen in splits.values() for document in chosen})
+        tokens = {split: _tokenized(split, splits[split], given) for split in SPLITS}
+        write_cache(directory, tokens, slices, given, config)
     data = TokenData(directory, config)
     for split in SPLITS:
         data._require(split, sequence_length)
     return data
-
-
-def _is_whole(directory: Path) -> bool:
-    try:
-        TokenData(directory)
-    except UserError:
-        return False
-    return True
 
 
 def _read(corpus: Corpus) -> list[Document]:
@@ -248,53 +245,14 @@ def _hash_of(documents: Sequence[Document]) -> str:
     return digest.hexdigest()
 
 
-def _build(directory: Path, splits: Documents, tokenization: Tokenization, config: dict[str, Any]) -> None:
-    """Write a cache beside its final place, then rename it there."""
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        dtype = np.dtype(np.uint16 if tokenization.vocab_size <= 1 << 16 else np.uint32)
-        slices = sorted({document.slice for documents in splits.values() for document in documents})
-        write_tokenization(temporary, tokenization)
-        for split in SPLITS:
-            _pack(temporary, split, splits[split], tokenization, dtype, slices)
-        index = {"hash": directory.name, "dtype": str(dtype), "slices": slices, "config": config}
-        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / INDEX, {**index, "files": files})
-        try:
-            temporary.rename(directory)
-        except OSError:  # it exists: damaged, or another process was faster and its bytes are the same
-            if not _is_whole(directory):
-                shutil.rmtree(directory)
-                temporary.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _pack(
-    folder: Path,
-    split: str,
-    documents: list[Document],
-    tokenization: Tokenization,
-    dtype: "np.dtype[Any]",
-    slices: list[str],
-) -> None:
-    """Write a split's tokens, each document behind what starts one, and where its documents start."""
+def _tokenized(split: str, documents: Sequence[Document], tokenization: Tokenization) -> Tokenized:
+    """Yield slice and ids of each document, behind what starts one."""
     start = tokenization.starts_documents
-    slice_ids = {name: number for number, name in enumerate(slices)}
-    lengths: list[int] = []
-    progress = tqdm(documents, desc=f"tokenizing {split}", unit=" documents", disable=None)
-    with progress, (folder / f"{split}.bin").open("wb") as file:
+    with tqdm(documents, desc=f"tokenizing {split}", unit=" documents", disable=None) as progress:
         for first in range(0, len(documents), ENCODE_DOCUMENTS):
-            texts = [document.text for document in documents[first : first + ENCODE_DOCUMENTS]]
-            for encoding in tokenization.tokenizer.encode_batch(texts, add_special_tokens=False):
-                tokens = np.array([*start, *encoding.ids], dtype=dtype)
-                lengths.append(len(tokens))
-                file.write(tokens.tobytes())
+            chosen = documents[first : first + ENCODE_DOCUMENTS]
+            texts = [document.text for document in chosen]
+            encodings = tokenization.tokenizer.encode_batch(texts, add_special_tokens=False)
+            for document, encoding in zip(chosen, encodings, strict=True):
+                yield document.slice, [*start, *encoding.ids]
             progress.update(len(texts))
-        file.flush()
-        os.fsync(file.fileno())
-    starts = np.cumsum([0, *lengths[:-1]])
-    table = np.array([starts, [slice_ids[document.slice] for document in documents]], dtype=np.int64)
-    np.save(folder / f"{split}.documents.npy", table)

@@ -52,11 +52,20 @@ def tuning_flops(student: float, teacher: float = 0.0) -> float:
     return TRAINING * student + teacher
 
 
-def phase_flops(supernet: Supernet, schedule: Schedule, seed: int, n_tokens: int) -> dict[str, float]:
+def phase_flops(
+    supernet: Supernet, schedule: Schedule, seed: int, n_tokens: int, teacher: float = 0.0
+) -> dict[str, float]:
     """Return phase -> FLOPs of all its steps, per sequence of `n_tokens` that a step takes.
 
     A weight step trains the subnets of the schedule; in-place distillation reads the largest one's forward pass,
     which is there already. A gate step trains the relaxed net, all of the largest, on its share of the sequences.
+
+    Args:
+        supernet: whose subnets train.
+        schedule: which ones.
+        seed: of their draws.
+        n_tokens: of a sequence.
+        teacher: FLOPs of a forward pass of a frozen teacher, one in each weight step; 0: there is none.
     """
     largest = subnet_flops(supernet, supernet.space.decode(supernet.space.largest), n_tokens)
     known: dict[tuple[object, ...], float] = {}  # largest and smallest train again and again
@@ -66,6 +75,7 @@ def phase_flops(supernet: Supernet, schedule: Schedule, seed: int, n_tokens: int
         if kind == "gates":
             total[kind] += TRAINING * largest * schedule.gate_share
             continue
+        total[kind] += teacher
         for _, architecture in schedule.subnets(supernet.space, seed, step):
             key = tuple(architecture.values())
             if key not in known:

@@ -1,6 +1,5 @@
 """Where weights come from at the start: the seed, a finished run, or a pretrained checkpoint (`model.init`)."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from supernet.pretrained.checkpoint import Checkpoint
 from supernet.pretrained.fill import filled, padding
 from supernet.pretrained.load import load_checkpoint, open_checkpoint
 from supernet.randomness import derive
-from supernet.run import TrainedSupernet, build_supernet, load_supernet, read_summary
+from supernet.run import build_supernet, load_supernet, read_summary
 
 
 def completed(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,25 +98,6 @@ def origin(model: Mapping[str, Any]) -> dict[str, Any]:
     with _about_init():
         summary = read_summary(Path(model["init"]))
     return {"flops_before": float(summary["flops"] + summary.get("flops_before", 0.0))}
-
-
-def original(trained: TrainedSupernet) -> Supernet | None:
-    """Return a run's supernet with the weights of the pretrained checkpoint that it began with, read where it lay.
-
-    None for a run that began otherwise.
-
-    Raises:
-        UserError: there is no such checkpoint any more, or one of another shape.
-    """
-    about = read_summary(trained.folder).get("pretrained")
-    if about is None:
-        return None
-    checkpoint = open_checkpoint(Path(about["path"]))
-    if checkpoint is None:
-        raise UserError(f"{about['path']} is no longer there")
-    supernet = copy.deepcopy(trained.supernet)
-    load_checkpoint(supernet, checkpoint)
-    return supernet
 
 
 def _checkpoint(model: Mapping[str, Any]) -> Checkpoint | None:

@@ -1,6 +1,6 @@
 """Losses: next-token, in-place distillation, and the evaluation both stages share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,23 @@ def distillation_loss(logits: Tensor, teacher: Tensor, targets: Tensor) -> tuple
     """
     loss, next_token = _SoftCrossEntropy.apply(logits.float(), teacher, targets)
     return loss, next_token
+
+
+def stream_error(states: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Return the distance of a student's residual stream from its teacher's: the mean of |s - t|^2 / |t|^2.
+
+    Hidden states are matched behind each layer as in TinyBERT (arXiv 1909.10351). There is no projection, since a
+    subnet has its teacher's channels; and it is relative, since the stream grows from layer to layer.
+
+    Args:
+        states: of the student, behind each layer (batch, tokens, d_model).
+        teacher: of the same shape.
+    """
+    errors = [
+        ((s.float() - t.float()).square().sum(-1) / t.float().square().sum(-1)).mean()
+        for s, t in zip(states, teacher, strict=True)
+    ]
+    return torch.stack(errors).mean()
 
 
 def best_device() -> torch.device:

@@ -149,12 +149,13 @@ class Supernet(nn.Module):
         widths: Any = [shares(choices[name], self.space.genes[self.space.position[name]].choices) for name in gene.row]
         return fitted(choices[gene.name], [str(c) for c in gene.choices], joint({gene.unit: 1.0}, *widths))
 
-    def forward(self, tokens: Tensor, choices: Choices) -> Tensor:
+    def forward(self, tokens: Tensor, choices: Choices, states: list[Tensor] | None = None) -> Tensor:
         """Return the logits (batch, tokens, vocab_size) of the subnet, or mixture of subnets, chosen.
 
         Args:
             tokens: ids (batch, tokens).
             choices: for every gene a value, or probabilities over its choices.
+            states: a list to which the residual stream (batch, tokens, width) behind each layer is added.
         """
         choices = self._fitted(choices)
         width: Extent = extent(choices["d_model"], self.d_model)
@@ -171,6 +172,8 @@ class Supernet(nn.Module):
                 x = x + active[1] * block(x, local, width, rope)
             elif isinstance(active, Tensor) or active:
                 x = x + block(x, local, width, rope)
+            if states is not None and prefix.endswith("mlp."):  # the end of a layer
+                states.append(x)
         if self.output is not None:
             head = self.output.effective((self.vocab_size,), (all_width,), choices[OUTPUT])
         else:

@@ -74,9 +74,40 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class Cache:
+    """What an attention block remembers of the tokens so far.
+
+    Args:
+        n_tokens: it has room for.
+    """
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens, self.length = n_tokens, 0
+        self._kept: list[Tensor] = []
+
+    def add(self, *of_token: Tensor) -> list[Tensor]:
+        """Keep tensors (batch, heads, 1, channels) of one more token; return them (batch, heads, tokens, channels)."""
+        if not self._kept:
+            self._kept = [x.new_empty(*x.shape[:2], self.n_tokens, x.shape[3]) for x in of_token]
+        for kept, x in zip(self._kept, of_token, strict=True):
+            kept[:, :, self.length] = x[:, :, 0]
+        self.length += 1
+        return [kept[:, :, : self.length] for kept in self._kept]
+
+
 class Block(nn.Module, ABC):
     """What one part of a plain layer adds to the residual stream: `x + block(x)`."""
 
     @abstractmethod
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Return the update (batch, tokens, d_model) for x; `rope` is (cos, sin), each (tokens, head_dim)."""
+
+    def step(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
+        """Return the update (batch, 1, d_model) for one more token x; a block that looks back keeps it in the cache.
+
+        Args:
+            x: of the token (batch, 1, d_model).
+            rope: (cos, sin) of its position, each (1, head_dim).
+            cache: of this block.
+        """
+        return self(x, rope)

@@ -191,6 +191,8 @@ class TrainedSupernet:
         given = config.get("tokenizer_file")
         if given is not None and not Path(given).exists():
             config = {**config, "tokenizer_file": str(self.folder / "supernet")}  # the run has a copy
+        if "sampling" in config:  # from the original that the run keeps, whatever became of where it came from
+            config = {**config, "sampling": {**config["sampling"], "checkpoint": str(self.folder)}}
         data = build(OmegaConf.create(config))
         if not isinstance(data, TokenData) or data.hash != self.data["hash"]:
             raise UserError(f"the corpus of {self.folder} has changed since training; its hash was {self.data['hash']}")

@@ -37,7 +37,8 @@ class Schedule:
             with weights that the one above has trained (OQAT, arXiv 2010.04354); 0: all are open at once.
         student_weight: weight of each smaller net's loss; the largest net's is 1.
         student_gap: nats behind the largest at which that weight is halved, where both train on the same batch.
-        distillation: smaller nets learn the largest's predictions where it trains beside them, else the next token.
+        distillation: smaller nets learn the largest's predictions where it trains beside them, else the next token; a
+            frozen teacher (`conf/teacher/`) comes before both.
         gate_every: every n-th joint step is a gate step; 0 for none.
         gate_share: share of a batch that a gate step takes.
         gate_warmup: share of the joint steps before the first gate step.

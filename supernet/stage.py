@@ -17,7 +17,7 @@ from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
 from supernet.fitting import Batches, check_trainer, fit
-from supernet.flops import phase_flops
+from supernet.flops import forward_flops, phase_flops
 from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.genes import Genome
@@ -26,6 +26,7 @@ from supernet.initial import completed, initial_supernet, origin, tokenizer_of
 from supernet.losses import evaluate
 from supernet.metrics import Metrics
 from supernet.model import Supernet
+from supernet.original import keep_original, make_teacher, original_of
 from supernet.randomness import derive
 from supernet.run import (
     DATA,
@@ -35,6 +36,7 @@ from supernet.run import (
     claim,
     described,
     gates_json,
+    leads,
     locked,
     save_supernet,
     versions,
@@ -100,9 +102,11 @@ def _check(config: DictConfig) -> None:
         raise UserError(
             f"sequence_length={config.sequence_length} exceeds model.context_length={config.model.context_length}"
         )
-    check({**config, "model": described(config.model)})
+    settings = plain(config, but=[])  # interpolations of `model.init` resolved, which is no setting of the supernet
+    check({**settings, "model": described(settings["model"])})
     build(config.schedule)
     check_trainer(config.trainer)
+    original_of(config)
 
 
 def prepare_data(config: DictConfig) -> TokenData:
@@ -139,6 +143,7 @@ def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
         number(settings, "lr"),
         number(settings, "multiplier_lr"),
         number(settings, "entropy_weight"),
+        make_teacher(config, supernet),
     )
     try:
         training.configure_optimizers()
@@ -150,6 +155,9 @@ def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
 def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData) -> Metrics:
     """Train to the end of the schedule; return the training curves."""
     claim(**_claim_of(config, run.folder), fresh=config.fresh)
+    original = original_of(config)
+    if original is not None and leads():
+        keep_original(original, run.folder)
     schedule = training.schedule
     batches = Batches(
         data,
@@ -229,7 +237,8 @@ def _phases(
     """Return what each phase cost, of `sequences` of `n_tokens` in a step; seconds are those of the steps alone."""
     schedule = training.schedule
     kinds = Counter[str](schedule.kind(step) for step in range(schedule.steps))
-    flops = phase_flops(training.supernet, schedule, training.seed, n_tokens)
+    taught = forward_flops(training.teacher.decoder, n_tokens) if training.teacher else 0.0
+    flops = phase_flops(training.supernet, schedule, training.seed, n_tokens, taught)
     return [
         {
             "name": name,

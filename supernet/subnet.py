@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from supernet.elastic import under
 from supernet.genes import Architecture, Genome
 from supernet.model import OUTPUT, Supernet
-from supernet.plain import Block, Linear, RMSNorm
+from supernet.plain import Block, Cache, Linear, RMSNorm
 from supernet.rope import Rope
 
 
@@ -42,6 +42,14 @@ class Layer(nn.Module):
             x = x + self.mlp(x, rope)
         return x
 
+    def step(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
+        """Return one more token x (batch, 1, d_model) after this layer; see `Block.step`."""
+        if self.attention is not None:
+            x = x + self.attention.step(x, rope, cache)
+        if self.mlp is not None:
+            x = x + self.mlp(x, rope)
+        return x
+
 
 class Decoder(nn.Module):
     """A plain Llama-like decoder; layers need not be alike. Without an output projection that is the embedding."""
@@ -70,13 +78,20 @@ class Decoder(nn.Module):
         """Number of token ids."""
         return self.embedding.weight.shape[0]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits (batch, tokens, vocab_size) of token ids (batch, tokens)."""
+    def forward(self, tokens: Tensor, states: list[Tensor] | None = None) -> Tensor:
+        """Return the logits (batch, tokens, vocab_size) of token ids (batch, tokens).
+
+        Args:
+            tokens: ids.
+            states: a list to which the residual stream (batch, tokens, d_model) behind each layer is added.
+        """
         embedding = self.embedding.effective()
         x = F.embedding(tokens, embedding.weight)
         rope = self.config.rope.table(tokens.shape[1], tokens.device)
         for layer in self.layers:
             x = layer(x, rope)
+            if states is not None:
+                states.append(x)
         head = embedding if self.output is None else self.output.effective()
         return head(self.norm(x))
 

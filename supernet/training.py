@@ -24,6 +24,7 @@ from supernet.model import Supernet
 from supernet.ordering import order_by_importance
 from supernet.randomness import derive
 from supernet.sandwich import Schedule
+from supernet.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class SupernetTraining(L.LightningModule):
         gate_lr: learning rate of the gates.
         multiplier_lr: step size of the Lagrange multipliers, per relative excess over the budget.
         entropy_weight: of the gates' entropy at the end of training, ramped up from 0.
+        teacher: what all subnets learn from; None: the text alone.
     """
 
     multipliers: Tensor
@@ -72,11 +74,12 @@ class SupernetTraining(L.LightningModule):
         gate_lr: float,
         multiplier_lr: float,
         entropy_weight: float,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.supernet, self.gates, self.schedule = supernet, gates, schedule
         self.make_optimizer, self.seed = make_optimizer, seed
-        self.budgets, self.gate_lr = tuple(budgets), gate_lr
+        self.budgets, self.gate_lr, self.teacher = tuple(budgets), gate_lr, teacher
         self.multiplier_lr, self.entropy_weight = multiplier_lr, entropy_weight
         self.register_buffer("multipliers", torch.zeros(max(1, len(self.budgets))))
         self.gate_history: list[dict[str, Any]] = []
@@ -119,7 +122,7 @@ class SupernetTraining(L.LightningModule):
 
     def _weight_loss(self, batch: Tensor) -> Tensor:
         subnets = self.schedule.subnets(self.supernet.space, self.seed, self.global_step)
-        loss, shown = joint_loss(self.supernet, batch, subnets, self.schedule)
+        loss, shown = joint_loss(self.supernet, batch, subnets, self.schedule, self.teacher)
         for (role, _), value in zip(subnets, shown, strict=True):
             self._show(f"loss_{role}", value)
         return loss
@@ -189,6 +192,7 @@ def joint_loss(
     batch: Tensor,
     subnets: Sequence[tuple[str, Architecture]],
     schedule: Schedule,
+    teacher: Teacher | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the weighted sum of the losses of some subnets on a batch, and the next-token loss of each.
 
@@ -202,20 +206,26 @@ def joint_loss(
         subnets: (role, hard choices for every gene). The largest, if it is there, comes first and teaches the others
             (in-place distillation).
         schedule: `student_weight`, `student_gap` and `distillation` are read.
+        teacher: a frozen one, that teaches all of them, instead of the largest.
     """
     tokens, targets = batch[:, :-1], batch[:, 1:]
     losses: list[Tensor] = []
     shown: list[Tensor] = []
-    teacher = None
+    lesson = None if teacher is None else teacher.lesson(tokens)
+    predictions = None  # the largest's
     for role, architecture in subnets:
-        logits = supernet(tokens, architecture)
-        if teacher is None:
-            loss = next_token = next_token_loss(logits, targets)
+        states: list[Tensor] = []
+        logits = supernet(tokens, architecture, states)
+        if lesson is not None:
+            loss, next_token = lesson.loss(logits, states, targets)
+        elif predictions is not None:
+            loss, next_token = distillation_loss(logits, predictions, targets)
         else:
-            loss, next_token = distillation_loss(logits, teacher, targets)
+            loss = next_token = next_token_loss(logits, targets)
         weight: float | Tensor = 1.0 if role == "largest" else schedule.student_weight
-        if role == "largest" and schedule.distillation and len(subnets) > 1:
-            teacher = logits.detach().float().softmax(-1)
+        if role == "largest":
+            if lesson is None and schedule.distillation and len(subnets) > 1:
+                predictions = logits.detach().float().softmax(-1)
         elif subnets[0][0] == "largest" and shown:
             weight = weight / (1 + (next_token.detach() - shown[0].detach()).clamp_min(0) / schedule.student_gap)
         losses.append(weight * loss)

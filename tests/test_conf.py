@@ -24,6 +24,8 @@ from supernet.gates import Gates
 from supernet.genes import Gene, SearchSpace
 from supernet.run import build_supernet
 from supernet.sandwich import Schedule
+from supernet.subnet import extract
+from supernet.teacher import Teacher
 from supernet.training import check_budgets
 
 ROOT_FILES = {"train", "search"}
@@ -31,6 +33,7 @@ TRAIN_GROUPS = {
     "data": "data",
     "model": "model",
     "schedule": "schedule",
+    "teacher": "teacher",
     "gates": "gates",
     "optimizer": "optimizer",
     "trainer": "trainer",
@@ -149,7 +152,6 @@ def test_subnets_of_every_block_compute_what_the_supernet_computes(group, name):
     """The contract of conf/block/: neither extraction nor order changes anything, at a size that is quick to try."""
     from supernet.ordering import order_by_importance
     from supernet.randomness import generator
-    from supernet.subnet import extract
 
     part = BLOCKS[name]
     config = train(f"block@model.blocks.{part}={name}", "model.n_layers=2", "model.d_model=[128,256]")
@@ -172,9 +174,22 @@ def test_subnets_of_every_block_compute_what_the_supernet_computes(group, name):
 @each("data")
 def test_corpora_build(group, name):
     config = train(f"data={name}")
-    corpus = build(config.data.corpus)
-    assert isinstance(corpus, Corpus)
-    assert corpus.describe() == OmegaConf.to_container(config.data.corpus)
+    if config.data.corpus is not None:
+        corpus = build(config.data.corpus)
+        assert isinstance(corpus, Corpus)
+        assert corpus.describe() == OmegaConf.to_container(config.data.corpus)
+    if "sampling" in config.data:
+        assert build(config.data.sampling).describe() == OmegaConf.to_container(config.data.sampling)
+    assert (config.data.corpus is None) == (name == "teacher")
+
+
+@each("teacher")
+def test_teachers_build(group, name, tiny_supernet):
+    config = train(f"teacher={name}")
+    if config.teacher:
+        decoder = extract(tiny_supernet, tiny_supernet.space.largest)
+        assert isinstance(build(config.teacher, decoder), Teacher)
+    assert bool(config.teacher) == (name != "none")
 
 
 def test_a_text_of_ones_own_is_packed(tmp_path):

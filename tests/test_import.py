@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 
+from supernet.original import kept_original
+from supernet.pretrained.load import open_checkpoint
 from supernet.run import load_supernet
 from supernet.tokenizer import train_tokenizer
 from tests.scripts import contents, read, workplace
@@ -78,17 +80,14 @@ def test_a_llama_is_compressed(place, llama, monkeypatch):
     shutil.move(llama, place.folder / "elsewhere")  # the run is complete without it
     try:
         assert load_supernet(run).supernet.output is not None
-        out = place.search(f"run={run}", "budget.size_mb=0.2", *SHORT).fine
+        place.search(f"run={run}", "budget.size_mb=0.2", *SHORT).fine  # noqa: B018
     finally:
         shutil.move(place.folder / "elsewhere", llama)
-    assert f"original F16: {llama} is no longer there" in out
-    finalists = read(run / "search" / "main" / "finalists.json")["targets"]["llama_cpp"]
-    assert "original F16" not in {entry["name"] for entry in finalists["baselines"]}
+    assert kept_original(run).fingerprint() == open_checkpoint(llama).fingerprint()
     best = next((run / "search" / "main" / "export").iterdir())
     assert read(best / "hf" / "config.json")["tie_word_embeddings"] is False
 
-    place.search(f"run={run}", "search=beside", "budget.size_mb=0.2", *SHORT, "finetune.steps=0").fine  # noqa: B018
-    finalists = read(run / "search" / "beside" / "finalists.json")["targets"]["llama_cpp"]
+    finalists = read(run / "search" / "main" / "finalists.json")["targets"]["llama_cpp"]
     original, largest = (by_name(finalists["baselines"], name) for name in ("original F16", "largest F16"))
     monkeypatch.chdir(place.folder)  # the paths of a run are relative
     rows = load_supernet(run).tokens().evaluation_batch("test", 8, 32)
@@ -109,6 +108,29 @@ def by_name(entries, name):
 
 
 @pytest.mark.slow
+def test_a_llama_is_compressed_without_any_text(place, llama):
+    run, cache = place.runs / "dreamt", place.folder / "dreams"
+    without_text = [override for override in COMPRESS if not override.startswith("data.")]
+    without_text += ["data=teacher", f"model.init={llama}", f"data.cache_dir={cache}", "teacher.hidden=0.1"]
+    sampling = "data.sampling.n_tokens=8000", "data.sampling.batch_size=16"
+    started = place.start("train.py", *without_text, *sampling, "name=dreamt")
+    assert started.kill_when(lambda: len(list(cache.rglob("*.npy"))) >= 2)
+    place.start("train.py", *without_text, *sampling, "name=dreamt").end().fine  # noqa: B018
+    wanted = contents(cache)
+
+    elsewhere = shutil.move(llama, place.folder / "elsewhere")
+    shutil.rmtree(cache)
+    try:
+        tokens = load_supernet(run).tokens()  # sampled again, from what the run keeps
+        place.search(f"run={run}", "budget.size_mb=0.2", "evaluations=12", "n_finalists=1").fine  # noqa: B018
+    finally:
+        shutil.move(elsewhere, llama)
+    made = contents(cache)
+    assert {k: v for k, v in made.items() if "index" not in k} == {k: v for k, v in wanted.items() if "index" not in k}
+    assert tokens.hash == read(run / "supernet" / "summary.json")["corpus"]
+
+
+@pytest.mark.slow
 def test_what_cannot_be_taken_is_one_line(place, llama):
     def refusal(*overrides):
         return place.start("train.py", *COMPRESS, "name=refused_import", *overrides).end().error
@@ -116,6 +138,10 @@ def test_what_cannot_be_taken_is_one_line(place, llama):
     assert "runs/nowhere does not exist" in refusal("model.init=runs/nowhere")
     assert "model.n_layers is 3, but llama has 2" in refusal("model.init=llama", "model.n_layers=3")
     assert "exceeds model.context_length=128" in refusal("model.init=llama", "sequence_length=256")
+    assert "sampling.checkpoint must be model.init" in refusal(
+        "model.init=llama", "data=mixed", "data.sampling.checkpoint=x"
+    )
+    assert "teacher: share must be" in refusal("model.init=llama", "teacher.share=2")
     copy = shutil.copytree(llama, place.folder / "without")
     (copy / "tokenizer.json").unlink()
     assert "without has neither tokenizer.json nor tokenizer.model" in refusal("model.init=without")

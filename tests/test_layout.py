@@ -19,7 +19,7 @@ EVOLUTION = {"search.candidate", "search.fitness", "search.operators", "search.s
 
 PARTS = {"supernet.inventory", "supernet.plain", "supernet.rope"}
 
-PRETRAINED = {n for n in FILES if n.startswith("supernet.pretrained.") and not n.endswith(".load")}
+PRETRAINED = {n for n in FILES if n.startswith("supernet.pretrained.") and not n.endswith((".load", ".decoder"))}
 
 # module -> the only modules of ours that it may import, directly or not
 LAYERS = {

@@ -13,7 +13,7 @@ from supernet.formats import Q4_0, Fitting, check_formats
 from supernet.formats.activations import rounded
 from supernet.genes import Gene, Value
 from supernet.inventory import Choices, Inventory, add, joint, matrices, mean, shares
-from supernet.plain import Block, Linear, Matrix, RMSNorm, project
+from supernet.plain import Block, Cache, Linear, Matrix, RMSNorm, project
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -75,6 +75,16 @@ class Attention(Block):
         projections = (self.q_proj, self.k_proj, self.v_proj, self.o_proj)
         q, k, v, o = (p.effective() for p in projections)
         return attend(self.norm(x), (q, k, v, o), rope, self.kv_heads, self.head_dim, self.kv_format)
+
+    def step(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
+        """Return the update for one more token x (batch, 1, d_model), which sees itself and those in the cache."""
+        matrices = [p.effective() for p in (self.q_proj, self.k_proj, self.v_proj)]
+        # Query heads that share keys and values stand side by side, as tokens would: nothing is repeated for them.
+        heads = (x.shape[0], self.kv_heads, -1, self.head_dim)
+        q, k, v = (each.view(heads) for each in project(self.norm(x), *matrices))
+        k, v = cache.add(rounded(rotate(k, rope), self.kv_format), rounded(v, self.kv_format))
+        mixed = F.scaled_dot_product_attention(rotate(q, rope), k, v)
+        return self.o_proj.effective()(mixed.flatten(1).unsqueeze(1))
 
 
 class ElasticAttention(ElasticModule):

@@ -1,5 +1,6 @@
 """A pretrained Llama whatever file it lies in: its shape, and one tensor at a time."""
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class Checkpoint(ABC):
         Raises:
             UserError: it holds numbers that are not finite, or the file is damaged.
         """
-        tensor = self._read(name).float()
+        tensor = self.stored(name).float()
         if not tensor.isfinite().all():
             raise UserError(f"{self.path}: {self.named(name)} holds numbers that are not finite")
         return tensor
@@ -122,6 +123,13 @@ class Checkpoint(ABC):
         """Return how the file itself calls a weight, for messages."""
         return name
 
+    def fingerprint(self) -> str:
+        """Return a hash of shape and values, wherever they lie and in whatever type of float."""
+        digest = hashlib.sha256(repr(self.llama).encode())
+        for name in self.llama.tensors():
+            digest.update(self.tensor(name).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     @abstractmethod
-    def _read(self, name: str) -> Tensor:
-        """Return a weight as `tensor` does, in the type that it is stored in."""
+    def stored(self, name: str) -> Tensor:
+        """Return a weight as `tensor` does, unchecked and in the type that it is stored in."""

@@ -44,6 +44,27 @@ def read_config(path: Path) -> Llama:
     return llama
 
 
+def config_of(llama: Llama) -> dict[str, Any]:
+    """Return the content of a config.json from which `read_config` reads this shape, as transformers does."""
+    scaling = llama.rope.scaling_json()
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        "vocab_size": llama.vocab_size,
+        "num_hidden_layers": llama.n_layers,
+        "hidden_size": llama.d_model,
+        "num_attention_heads": llama.heads,
+        "num_key_value_heads": llama.kv_heads,
+        "head_dim": llama.head_dim,
+        "intermediate_size": llama.mlp_width,
+        "rms_norm_eps": llama.norm_eps,
+        "max_position_embeddings": llama.context_length,
+        "rope_theta": llama.rope.theta,
+        "rope_scaling": {"rope_type": "llama3", **scaling} if scaling else None,
+        "tie_word_embeddings": llama.tied,
+    }
+
+
 def _refuse_others(path: Path, config: Mapping[str, Any]) -> None:
     architectures = config.get("architectures") or [ARCHITECTURE]
     experts = [key for key in config if "experts" in key and config[key]]

@@ -1,4 +1,4 @@
-"""Reads checkpoint folders of Hugging Face: config.json and safetensors, of `LlamaForCausalLM` alone.
+"""Reads, and writes, checkpoint folders of Hugging Face: config.json and safetensors, of `LlamaForCausalLM` alone.
 
 Nothing else in the folder is opened, and no code of it is run; transformers is not needed.
 """
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from supernet.errors import UserError
+from supernet.files import replacing, write_text
 from supernet.pretrained.checkpoint import Checkpoint
-from supernet.pretrained.hf_config import ARCHITECTURE, read_config
+from supernet.pretrained.hf_config import ARCHITECTURE, config_of, read_config
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
@@ -58,12 +60,10 @@ class HuggingFaceLlama(Checkpoint):
 
     def named(self, name: str) -> str:
         """Return the tensor's name in the folder."""
-        parts = name.split(".", 2)
-        if parts[0] != "layers":
-            return f"{NAMES[name]}.weight"
-        return f"model.layers.{parts[1]}.{NAMES[parts[2]]}.weight"
+        return _named(name)
 
-    def _read(self, name: str) -> Tensor:
+    def stored(self, name: str) -> Tensor:
+        """Return a weight, unchecked and in the type that it is stored in."""
         theirs = self.named(name)
         tensor = _tensor(self._file_of[theirs], theirs)
         copy = self.named("output")
@@ -94,6 +94,26 @@ class HuggingFaceLlama(Checkpoint):
                 raise UserError(f"{self._file_of[name]}: {name} is {found}, but config.json asks for {shape}")
             if dtype not in DTYPES:
                 raise UserError(f"{self._file_of[name]}: {name} is stored as {dtype}; known are {', '.join(DTYPES)}")
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write any checkpoint as a folder that `HuggingFaceLlama` reads, each weight in the type that it is stored in.
+
+    All weights are in memory meanwhile. config.json comes last.
+    """
+    llama = checkpoint.llama
+    tensors = {_named(name): checkpoint.stored(name).contiguous() for name in llama.tensors()}
+    with replacing(folder / SINGLE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_text(folder / CONFIG, json.dumps(config_of(llama), indent=1) + "\n")
+
+
+def _named(name: str) -> str:
+    """Return what a folder calls one of `Llama.tensors()`."""
+    parts = name.split(".", 2)
+    if parts[0] != "layers":
+        return f"{NAMES[name]}.weight"
+    return f"model.layers.{parts[1]}.{NAMES[parts[2]]}.weight"
 
 
 def _files(folder: Path) -> dict[Path, Iterable[str]]:

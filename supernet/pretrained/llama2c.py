@@ -44,7 +44,8 @@ class Llama2C(Checkpoint):
             what = "truncated" if n_bytes < wanted else "too long"
             raise UserError(f"{path} is {what}: its header asks for {wanted} bytes, it has {n_bytes}")
 
-    def _read(self, name: str) -> Tensor:
+    def stored(self, name: str) -> Tensor:
+        """Return a weight, unchecked and in the type that it is stored in."""
         shape = self.llama.shape(self.llama.tensors()[name])
         count, start = math.prod(shape), 4 * (HEADER[1] + self._starts[name])
         values = np.fromfile(self.path, "<f4", count, offset=start)

@@ -11,7 +11,10 @@ from search.shipping import Shipyard
 from search.targets import Runtime
 from supernet.errors import UserError
 from supernet.losses import score_tokens
+from supernet.original import keep_original
+from supernet.pretrained.load import open_checkpoint
 from supernet.subnet import extract
+from tests.supernet.llamas import save_llama
 
 
 class FakeRuntime(Runtime):
@@ -58,7 +61,7 @@ class FakeRuntime(Runtime):
 
 @pytest.fixture
 def yard(tiny_supernet, tmp_path):
-    trained = SimpleNamespace(supernet=tiny_supernet, tokenizer_json="{}")
+    trained = SimpleNamespace(supernet=tiny_supernet, tokenizer_json="{}", folder=tmp_path / "run")
     scorer = SimpleNamespace(trained=trained, data=None, targets={}, known=lambda genome: {"size_mb": 5.0})
     config = SimpleNamespace(exports={}, finetune=None)
     yard = Shipyard(config, tmp_path, scorer, "python search.py")
@@ -94,6 +97,16 @@ def test_the_largest_net_is_fine_tuned_unless_that_made_it_worse(yard, tiny_supe
         decoder, better = yard.best_largest
         assert better is doubled
         assert torch.equal(decoder.norm.weight, tuned.norm.weight) is doubled
+
+
+@torch.inference_mode()
+def test_finalists_learn_from_the_original_where_the_run_keeps_it(yard, tiny_supernet, tokens):
+    largest = extract(tiny_supernet, tiny_supernet.space.largest).freeze_formats()
+    assert torch.equal(yard.teacher(tokens), largest(tokens))
+    model = save_llama(yard.folder / "llama", vocab_size=50)
+    keep_original(open_checkpoint(yard.folder / "llama"), yard.trained.folder)
+    del yard.teacher
+    torch.testing.assert_close(yard.teacher(tokens), model(tokens).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_no_quantizer_where_the_runtime_is_not(yard):

@@ -61,3 +61,6 @@ def test_phases_add_up_the_subnets_of_every_step(tiny_supernet):
         "joint": pytest.approx(3 * sum(forward_flops(extract(tiny_supernet, space.encode(a)), N) for a in joint)),
         "gates": 3 * whole * kinds.count("gates") * SCHEDULE.gate_share,
     }
+    plain, taught = (phase_flops(tiny_supernet, SCHEDULE, 5, N, teacher) for teacher in (0.0, 1e6))
+    added = {kind: 1e6 * kinds.count(kind) if kind != "gates" else 0 for kind in plain}
+    assert {kind: pytest.approx(taught[kind] - plain[kind]) for kind in plain} == added
