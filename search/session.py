@@ -218,7 +218,7 @@ def _check(search: Search) -> None:
         if bound < 0:
             raise UserError(f"budget.{name} must be 0 or more, got {bound}")
     if not config.objectives:
-        raise UserError("objective names nothing to minimize: objective=[loss,size_mb] is the default")
+        raise UserError("objective names nothing to minimize: objective=[divergence,size_mb] is the default")
     _ = scorer.objectives, scorer.hurdles
     supernet, strategy = scorer.trained.supernet, search.make_strategy([])
     cheapest = strategy.lift(strategy.space.cheapest)
