@@ -65,7 +65,7 @@ def test_what_is_cut_adds_least(supernet, tokens):
 
 
 def first_parts(supernet, gene):
-    """Return what the first parts of an axis add to the residual stream, those that the gene's cheapest choice keeps."""
+    """Return the weights behind what the cheapest choice of a gene keeps: its first parts add by these."""
     if gene == "d_model":
         writers = [writer for _, block in supernet.blocks() for writer in block.stream().writers]
         return [supernet.embedding.weight[:, :32], *(writer.weight[:32] for writer in writers)]
