@@ -3,7 +3,7 @@
 Once-for-all networks sort channels before widths become elastic (Cai et al., arXiv 1908.09791, section 3.3). Here a
 channel or head counts by how much it adds on some text: the mean magnitude of its activation times the norm of the
 weights that read it (Wanda, arXiv 2306.11695, for whole channels). A channel of the residual stream is read behind
-every norm, so its scores there are summed, as Minitron does with activations alone (arXiv 2407.14679, section 2.2).
+every norm, so its scores there are summed, as Minitron does with activations alone (arXiv 2407.14679).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -76,8 +76,8 @@ def _stream_scores(supernet: Supernet, streams: Sequence[Stream], tokens: Tensor
     """Return the importance (d_model,) of the stream's channels: its sum over all that read them."""
     score = torch.zeros_like(supernet.norm.weight)
     for stream, x in zip(streams, _residuals(supernet, tokens), strict=True):
-        readers = torch.cat([reader.weight.flatten(0, -2) for reader in stream.readers])
-        score += stream.norm(x, x.shape[-1]).abs().flatten(0, -2).mean(0) * readers.norm(dim=0)
+        norms = torch.stack([reader.weight.flatten(0, -2).norm(dim=0) for reader in stream.readers])
+        score += stream.norm(x, x.shape[-1]).abs().flatten(0, -2).mean(0) * norms.norm(dim=0)
     return score
 
 
