@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +170,20 @@ class ElasticRMSNorm(nn.Module):
         return RMSNorm(self.weight[:width].detach().clone(), self.eps)
 
 
+class Stream(NamedTuple):
+    """Where a block meets the residual stream; its channels are one axis of each of these weights.
+
+    Attributes:
+        norm: of what the block reads, with a gain for each channel.
+        readers: projections of what the norm returns: channels are their in-dimension.
+        writers: projections whose sum is the update: channels are their out-dimension.
+    """
+
+    norm: ElasticRMSNorm
+    readers: tuple[ElasticLinear, ...]
+    writers: tuple[ElasticLinear, ...]
+
+
 class ElasticModule(nn.Module, ABC):
     """One part of an elastic layer: declares its genes and obeys them.
 
@@ -201,6 +215,10 @@ class ElasticModule(nn.Module, ABC):
     @abstractmethod
     def stand_in(self, width: Mapping[int, Any]) -> Inventory:
         """Return what the zero tensors hold that a runtime needs in a dropped block's place."""
+
+    @abstractmethod
+    def stream(self) -> Stream:
+        """Return what reads and what writes the residual stream: all weights that are as wide as it."""
 
     @abstractmethod
     def ordered(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[list[int], list[Reordering]]:

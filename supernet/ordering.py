@@ -1,14 +1,17 @@
 """Order by importance: what prefixes are cut from holds first what matters most; the function stays the same.
 
 Once-for-all networks sort channels before widths become elastic (Cai et al., arXiv 1908.09791, section 3.3). Here a
-hidden channel or head counts by how much it adds to the residual stream on some text: the mean magnitude of its
-activation times the norm of the weights that read it (Wanda, arXiv 2306.11695, for whole channels).
+channel or head counts by how much it adds on some text: the mean magnitude of its activation times the norm of the
+weights that read it (Wanda, arXiv 2306.11695, for whole channels). A channel of the residual stream is read behind
+every norm, so its scores there are summed, as Minitron does with activations alone (arXiv 2407.14679).
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterator, Sequence
 
-from supernet.elastic import under
+import torch
+from torch import Tensor, nn
+
+from supernet.elastic import Stream, under
 from supernet.model import Supernet
 
 
@@ -16,7 +19,10 @@ from supernet.model import Supernet
 def order_by_importance(
     supernet: Supernet, tokens: Tensor, optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, list[int]]:
-    """Permute the hidden channels and heads of every block so that any prefix holds the most important ones.
+    """Permute the channels of the residual stream, then the hidden channels and heads of every block.
+
+    Any prefix then holds the most important ones. The stream is left alone where nothing is cut from it, `d_model`
+    having one choice: with other neighbors in a group, formats would round otherwise for nothing.
 
     Args:
         supernet: reordered in place; the largest net computes what it did before, but for the order of summation.
@@ -24,21 +30,61 @@ def order_by_importance(
         optimizer: its running averages move along with the weights.
 
     Returns:
-        Block -> the former places of its channels (or heads), in the new order.
+        Block, or `d_model` -> the former places of its channels (or heads), in the new order.
     """
-    largest = supernet.space.full_precision(supernet.space.largest)
-    width = supernet.d_model[-1]
-    x = supernet.embedding.weight[tokens]
-    rope = supernet.rope.table(tokens.shape[1], tokens.device)
+
+    def reorder(parameter: nn.Parameter, put: Callable[[Tensor], Tensor]) -> None:
+        parameter.copy_(put(parameter))
+        for average in (optimizer.state.get(parameter, {}) if optimizer else {}).values():
+            if isinstance(average, Tensor) and average.shape == parameter.shape:
+                average.copy_(put(average))
+
     found = {}
-    for prefix, block in supernet.blocks():
-        update = block(x, under(largest, prefix), width, rope)
+    if len(supernet.d_model) > 1:
+        streams = _streams(supernet)
+        order = _stream_scores(supernet, streams, tokens).argsort(descending=True, stable=True)
+        for parameter, axis in _along_stream(supernet, streams).items():
+            reorder(parameter, lambda w, axis=axis: w.index_select(axis, order))  # type: ignore[misc]
+        found["d_model"] = order.tolist()
+    rope = supernet.rope.table(tokens.shape[1], tokens.device)
+    for (prefix, block), x in zip(supernet.blocks(), _residuals(supernet, tokens), strict=False):
         places, reorderings = block.ordered(x, rope)
         for parameter, put in reorderings:
-            parameter.copy_(put(parameter))
-            for average in (optimizer.state.get(parameter, {}) if optimizer else {}).values():
-                if isinstance(average, Tensor) and average.shape == parameter.shape:
-                    average.copy_(put(average))
+            reorder(parameter, put)
         found[prefix.rstrip(".")] = places
-        x = x + update
     return found
+
+
+def _residuals(supernet: Supernet, tokens: Tensor) -> Iterator[Tensor]:
+    """Yield the residual stream (batch, tokens, d_model) of the largest net before each block and behind the last."""
+    largest = supernet.space.full_precision(supernet.space.largest)
+    x = supernet.embedding.weight[tokens]
+    rope = supernet.rope.table(tokens.shape[1], tokens.device)
+    for prefix, block in supernet.blocks():
+        yield x
+        x = x + block(x, under(largest, prefix), supernet.d_model[-1], rope)
+    yield x
+
+
+def _streams(supernet: Supernet) -> list[Stream]:
+    """Return where the residual stream is met: in each block, and behind the last one."""
+    head = supernet.output or supernet.embedding
+    return [*(block.stream() for _, block in supernet.blocks()), Stream(supernet.norm, (head,), ())]
+
+
+def _stream_scores(supernet: Supernet, streams: Sequence[Stream], tokens: Tensor) -> Tensor:
+    """Return the importance (d_model,) of the stream's channels: its sum over all that read them."""
+    score = torch.zeros_like(supernet.norm.weight)
+    for stream, x in zip(streams, _residuals(supernet, tokens), strict=True):
+        norms = torch.stack([reader.weight.flatten(0, -2).norm(dim=0) for reader in stream.readers])
+        score += stream.norm(x, x.shape[-1]).abs().flatten(0, -2).mean(0) * norms.norm(dim=0)
+    return score
+
+
+def _along_stream(supernet: Supernet, streams: Sequence[Stream]) -> dict[nn.Parameter, int]:
+    """Return each weight with an axis of the stream's channels -> that axis."""
+    axes = {supernet.embedding.weight: -1}
+    for stream in streams:
+        axes[stream.norm.weight] = 0
+        axes |= {reader.weight: -1 for reader in stream.readers} | {writer.weight: 0 for writer in stream.writers}
+    return axes

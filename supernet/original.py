@@ -86,4 +86,6 @@ def make_teacher(config: DictConfig, supernet: Supernet) -> Teacher | None:
         raise UserError(f"teacher: {original.path} and the supernet have different vocabularies, of {sizes}")
     teacher = build(config.teacher, decoder_of(original))
     assert isinstance(teacher, Teacher)
+    if teacher.hidden and len(supernet.d_model) > 1:
+        raise UserError("teacher.hidden must be 0 where model.d_model is cut: its channels are put in another order")
     return teacher

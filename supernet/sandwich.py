@@ -24,7 +24,7 @@ class Schedule:
     Attributes:
         alone_steps: steps of the largest net in full precision.
         joint_steps: steps after that, gate steps included.
-        order: put channels and heads in order of importance between the two.
+        order: put channels and heads in order of importance between the two; for weights of one net trained alone.
         largest_every: the largest net trains in every n-th joint step. 1: in each, beside the others, which learn its
             predictions (sandwich rule); else the others have the steps between to themselves (single path).
         smallest_every: the smallest net trains in every n-th joint step, where the others do; 0: never.

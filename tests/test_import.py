@@ -16,6 +16,7 @@ COMPRESS = (
     "data.corpus.paths=[text]",
     "batch_size=4",
     "sequence_length=32",
+    "model.d_model=[0.5,1.0]",
     "eval_sequences=8",
     "schedule.joint_steps=16",
     "schedule.warmup_steps=2",
@@ -71,9 +72,9 @@ def test_a_llama_is_compressed(place, llama, monkeypatch):
 
     summary, space = (read(run / "supernet" / f"{name}.json") for name in ("summary", "space"))
     assert summary["pretrained"]["padded"] == {"model.blocks.mlp.width": [172, 192]} and summary["flops_before"] == 0
-    assert (space["vocab_size"], space["model"]["d_model"], space["model"]["tied"]) == (304, [64], False)
+    assert (space["vocab_size"], space["model"]["d_model"], space["model"]["tied"]) == (304, [32, 64], False)
     assert space["model"]["blocks"]["mlp"]["width"] == [96, 128, 160, 192]
-    assert "d_model:\n  - 64" in (run / "config.yaml").read_text()
+    assert "d_model:\n  - 32\n  - 64" in (run / "config.yaml").read_text()
     out = place.start("train.py", *COMPRESS, "name=compressed", f"model.init={llama}").end().fine
     assert "is finished" in out
 

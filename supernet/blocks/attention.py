@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from supernet.elastic import ElasticLinear, ElasticModule, ElasticRMSNorm, Extent, Reordering, extent, format_gene
+from supernet.elastic import (
+    ElasticLinear,
+    ElasticModule,
+    ElasticRMSNorm,
+    Extent,
+    Reordering,
+    Stream,
+    extent,
+    format_gene,
+)
 from supernet.errors import UserError
 from supernet.formats import Q4_0, Fitting, check_formats
 from supernet.formats.activations import rounded
@@ -196,6 +205,10 @@ class ElasticAttention(ElasticModule):
         add(found, matrices((mean(heads) + 2 * kv) * self.head_dim, width, qkv))
         add(found, matrices(mean(width), joint(heads, {self.head_dim: 1.0}), o))
         return found
+
+    def stream(self) -> Stream:
+        """Return the norm, what reads it and what writes the update."""
+        return Stream(self.norm, (self.q_proj, self.k_proj, self.v_proj), (self.o_proj,))
 
     def ordered(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[list[int], list[Reordering]]:
         """Return the heads in the order of the mean norm of what each adds to the residual stream.

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from supernet.elastic import ElasticLinear, ElasticModule, ElasticRMSNorm, Extent, Reordering, extent, format_gene
+from supernet.elastic import (
+    ElasticLinear,
+    ElasticModule,
+    ElasticRMSNorm,
+    Extent,
+    Reordering,
+    Stream,
+    extent,
+    format_gene,
+)
 from supernet.errors import UserError
 from supernet.formats import Q4_0, Fitting, check_formats
 from supernet.genes import Gene, Value
@@ -121,6 +130,10 @@ class ElasticSwiGLU(ElasticModule):
         add(found, matrices(2 * mean(hidden), width, gate_up))
         add(found, matrices(mean(width), hidden, down))
         return found
+
+    def stream(self) -> Stream:
+        """Return the norm, what reads it and what writes the update."""
+        return Stream(self.norm, (self.gate_proj, self.up_proj), (self.down_proj,))
 
     def ordered(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[list[int], list[Reordering]]:
         """Return the hidden channels in the order of mean magnitude times norm of the weights that read them."""

@@ -69,6 +69,8 @@ def test_who_teaches(tmp_path, tiny_supernet):
         with pytest.raises(UserError, match=r"model.init .teacher=original.: .* is no pretrained Llama"):
             original_of(config_of(init))
     assert make_teacher(config_of(folder), tiny_supernet).decoder.vocab_size == 50
+    with pytest.raises(UserError, match=r"teacher.hidden must be 0 where model.d_model is cut"):
+        make_teacher(config_of(folder, {**TEACHER, "hidden": 0.1}), tiny_supernet)
     save_llama(tmp_path / "other")
     with pytest.raises(UserError, match="different vocabularies, of 99 and 50 tokens"):
         make_teacher(config_of(str(tmp_path / "other")), tiny_supernet)

@@ -104,12 +104,13 @@ def copy(plain, tmp_path):
 @pytest.mark.parametrize("changes", CASES.values(), ids=list(CASES))
 def test_the_largest_subnet_computes_what_transformers_does(tmp_path, tokens, changes):
     model = save_llama(tmp_path / "llama", **changes)
-    supernet = imported(tmp_path / "llama")
     wanted = model(tokens).logits
-    assert relative_error(whole(supernet)(tokens), wanted) <= 1e-5
-    order_by_importance(supernet, tokens)
-    assert relative_error(whole(supernet)(tokens), wanted) <= 1e-5
-    assert relative_error(extract(supernet, supernet.space.largest)(tokens), wanted) <= 1e-2  # F16
+    for d_model in (None, [0.5, 1.0]):
+        supernet = imported(tmp_path / "llama", d_model=d_model)
+        assert relative_error(whole(supernet)(tokens), wanted) <= 1e-5
+        assert ("d_model" in order_by_importance(supernet, tokens)) == bool(d_model)
+        assert relative_error(whole(supernet)(tokens), wanted) <= 1e-5
+        assert relative_error(extract(supernet, supernet.space.largest)(tokens), wanted) <= 1e-2  # F16
 
 
 @torch.no_grad()
@@ -223,7 +224,10 @@ def test_what_is_null_comes_from_the_checkpoint(tmp_path, plain):
     blocks = {key: dict(block) for key, block in MODEL["blocks"].items()}
     blocks["mlp"]["width"], blocks["attention"]["heads_per_kv"] = [0.2, 0.3, 0.75, 1.0], [0.4, 1.0]
     blocks["attention"]["kv_heads"] = [0.1, 1.0]
-    blocks = filled({**MODEL, "blocks": blocks, "context_length": 64}, open_checkpoint(tmp_path / "wide"))["blocks"]
+    settings = {**MODEL, "blocks": blocks, "context_length": 64, "d_model": [0.5, 1.0]}
+    settings = filled(settings, open_checkpoint(tmp_path / "wide"))
+    blocks = settings["blocks"]
+    assert settings["d_model"] == [64, 96]  # groups of 32: not 48
     assert blocks["mlp"]["width"] == [256, 512] and blocks["mlp"]["down_formats"] == FORMATS
     assert (blocks["attention"]["heads_per_kv"], blocks["attention"]["kv_heads"]) == ([1, 3], [1])
     blocks["mlp"]["down_formats"] = ["F16"]
@@ -479,6 +483,27 @@ def test_a_real_llama_has_the_loss_that_it_is_known_for():
         for linear in decoder.linears():
             linear.weight.copy_(rounded_to_nearest(linear.weight, bits))
         assert nll(decoder, windows) == pytest.approx(loss, abs=0.003)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not (DATA / "stories260k").exists(), reason="../shared/data is not here")
+def test_prefixes_of_a_real_llama_lose_less_when_ordered():
+    folder, texts = DATA / "stories260k", DATA / "tinystories"
+    encode, supernet = encoder(folder / "tok512.bin"), imported(folder / "stories260K.bin", d_model=[0.5, 1.0])
+    calibration = torch.tensor([[1, *encode((texts / "ahmed_valid.txt").read_text()[:4000])[:510]]])
+    ids = encode((texts / "niklas6.txt").read_text()[:4000])[:511]
+    architecture = supernet.space.full_precision(supernet.space.largest)
+    widths = {name: 96 for name in architecture if name.endswith("mlp.width")}
+    cuts = {"none": {}, "d_model": {"d_model": 32}, "mlp": widths}
+
+    def losses():
+        return {key: nll(extract_architecture(supernet, architecture | cut), [ids]) for key, cut in cuts.items()}
+
+    before = losses()
+    order_by_importance(supernet, calibration)
+    after = losses()
+    assert after["none"] == pytest.approx(before["none"], rel=1e-5)
+    assert after["d_model"] < before["d_model"] and after["mlp"] < before["mlp"]
 
 
 def rounded_to_nearest(weight, bits):
