@@ -13,10 +13,13 @@ from supernet.config import one_line_errors, run_script
 @one_line_errors
 def main(config: DictConfig) -> None:
     """Tokens, supernet and gates, training, files for the search, a table."""
-    from supernet import stage  # late: --help should not wait for torch
+    from supernet import plan, stage  # late: --help should not wait for torch
     from supernet.run import leads
 
     config = stage.with_shape(config)
+    if config.plan:
+        plan.show(config)
+        return
     with stage.opened(config) as run:
         if run.finished:
             stage.say_finished(run)

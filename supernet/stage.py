@@ -81,7 +81,7 @@ def opened(config: DictConfig) -> Iterator[Run]:
     """Lock the run directory for the time of training, having checked what can be checked at once."""
     from supernet.cli import typed_command
 
-    _check(config)
+    check_settings(config)
     folder = Path(config.runs_dir) / job_name(config, "name")
     with locked(folder):
         finished = not config.fresh and already_finished(**_claim_of(config, folder))
@@ -90,17 +90,23 @@ def opened(config: DictConfig) -> Iterator[Run]:
 
 def _claim_of(config: DictConfig, folder: Path) -> dict[str, Any]:
     finished = folder / "supernet" / SUMMARY
-    return {"folder": folder, "config": plain(config, but=["fresh"]), "finished": finished, "fresh_key": "fresh=true"}
+    return {
+        "folder": folder,
+        "config": plain(config, but=["fresh", "plan"]),
+        "finished": finished,
+        "fresh_key": "fresh=true",
+    }
 
 
-def _check(config: DictConfig) -> None:
-    """Refuse what the configuration alone shows to be impossible."""
+def check_settings(config: DictConfig) -> None:
+    """Raise UserError for what the configuration alone shows to be impossible."""
     check_counts(config)
     if config.sequence_length > number(config.model, "context_length"):
         raise UserError(
             f"sequence_length={config.sequence_length} exceeds model.context_length={config.model.context_length}"
         )
-    check({**config, "model": described(config.model)})
+    unread: dict[str, Any] = {"data": {}} if config.plan else {}  # a plan needs no corpus
+    check({**config, **unread, "model": described(config.model)})
     build(config.schedule)
     check_trainer(config.trainer)
 
@@ -114,7 +120,10 @@ def prepare_data(config: DictConfig) -> TokenData:
 
 def make_supernet(config: DictConfig, data: TokenData) -> Supernet:
     """Build the supernet with its initial weights."""
-    return initial_supernet(_plain(config.model), data, config.seed)
+    trainer = check_trainer(config.trainer)
+    # Of several processes none needs to hold all of it on its device, and each one's device is not settled yet.
+    device = trainer.strategy.root_device if trainer.world_size == 1 else torch.device("cpu")
+    return initial_supernet(_plain(config.model), data, config.seed, device)
 
 
 def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
