@@ -41,6 +41,7 @@ check: lint  ## formatting, types and the fast tests
 bench: install  ## every figure of docs/results.md: about an hour
 	$(RUN) benchmarks/train_step.py
 	$(RUN) benchmarks/evaluate.py
+	$(RUN) benchmarks/memory_plan.py
 	$(RUN) benchmarks/wall_clock.py --demo
 	$(RUN) benchmarks/quality.py
 

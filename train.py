@@ -13,17 +13,21 @@ from supernet.config import one_line_errors, run_script
 @one_line_errors
 def main(config: DictConfig) -> None:
     """Tokens, supernet and gates, training, files for the search, a table."""
-    from supernet import stage  # late: --help should not wait for torch
+    from supernet import plan, stage  # late: --help should not wait for torch
+    from supernet.original import make_teacher
     from supernet.run import leads
 
     config = stage.with_shape(config)
+    if config.plan:
+        plan.show(config)
+        return
     with stage.opened(config) as run:
         if run.finished:
             stage.say_finished(run)
             return
         data = stage.prepare_data(config)
         supernet = stage.make_supernet(config, data)
-        training = stage.make_training(config, supernet)
+        training = stage.make_training(config, supernet, make_teacher(config, supernet))
         metrics = stage.train(config, run, training, data)
         if leads():
             stage.save(config, run, training, data, metrics)

@@ -23,6 +23,7 @@ class TrainConfig:
     runs_dir: str
     seed: int
     fresh: bool
+    plan: bool
     batch_size: int
     sequence_length: int
     eval_sequences: int

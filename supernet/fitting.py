@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -17,6 +18,7 @@ from supernet.cli import progress
 from supernet.config import build
 from supernet.data import TokenData
 from supernet.errors import UserError
+from supernet.files import replacing
 from supernet.randomness import derive
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -73,6 +75,20 @@ class Batches(L.LightningDataModule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the step of a checkpoint."""
         self.first = state["step"]
+
+
+class _Streamed(TorchCheckpointIO):
+    """Writes a checkpoint tensor by tensor; Lightning would first put all of it together in memory."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint, whole or not at all."""
+        try:
+            with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # of a full disk torch only says that it is not where it should be
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 class ProgressBar(Callback):
@@ -146,6 +162,7 @@ def fit(
             enable_progress_bar=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
+            plugins=[_Streamed()],
         )
         try:
             trainer.fit(module, batches, ckpt_path=_last_good(folder), weights_only=True)
@@ -153,12 +170,16 @@ def fit(
             raise KeyboardInterrupt from None
 
 
-def check_trainer(settings: Mapping[str, Any]) -> None:
-    """Raise UserError when no trainer can be made of the settings."""
+def check_trainer(settings: Mapping[str, Any]) -> L.Trainer:
+    """Return a trainer of the settings, to ask for its device and precision.
+
+    Raises:
+        UserError: none can be made of them.
+    """
     every = settings["checkpoint_every"]
     if not isinstance(every, int) or every < 1:
         raise UserError(f"trainer.checkpoint_every must be 1 or more steps, got {every}")
-    _trainer(settings, logger=False)
+    return _trainer(settings, logger=False)
 
 
 def _trainer(settings: Mapping[str, Any], **more: Any) -> L.Trainer:

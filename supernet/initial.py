@@ -1,11 +1,12 @@
 """Where weights come from at the start: the seed, a finished run, or a pretrained checkpoint (`model.init`)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from supernet.data import TokenData
 from supernet.errors import UserError
@@ -23,7 +24,7 @@ def completed(model: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint cannot be taken, or is of another shape than what is set.
     """
-    checkpoint = _checkpoint(model)
+    checkpoint = checkpoint_of(model)
     if checkpoint is None:
         if model.get("init") is not None and not Path(model["init"]).exists():
             origin(model)  # says so
@@ -40,7 +41,7 @@ def tokenizer_of(model: Mapping[str, Any]) -> str | None:
     Raises:
         UserError: a checkpoint that is a file, which has none.
     """
-    checkpoint = _checkpoint(model)
+    checkpoint = checkpoint_of(model)
     if checkpoint is None:
         return None
     if not checkpoint.path.is_dir():
@@ -50,33 +51,51 @@ def tokenizer_of(model: Mapping[str, Any]) -> str | None:
     return str(checkpoint.path)
 
 
-def initial_supernet(model: Mapping[str, Any], data: TokenData, seed: int) -> Supernet:
+def initial_supernet(model: Mapping[str, Any], data: TokenData, seed: int, device: torch.device) -> Supernet:
     """Return the supernet to begin with.
+
+    A checkpoint's weights go to the device one by one; what is drawn from the seed or comes from a run is on the CPU.
 
     Args:
         model: the configuration; its key `init` names the run or checkpoint whose weights to take, None draws them
             from the seed.
         data: its tokenizer must be that run's, or have no more tokens than the checkpoint.
         seed: root of the draws.
+        device: where the supernet will train.
 
     Raises:
         UserError: the run or checkpoint is unfinished or damaged, or of another tokenizer or shape.
     """
-    checkpoint = _checkpoint(model)
+    checkpoint = checkpoint_of(model)
     vocab_size = data.vocab_size if checkpoint is None else checkpoint.llama.vocab_size
     if data.vocab_size > vocab_size:
         raise UserError(
             f"data.tokenizer_file: it has {data.vocab_size} tokens, but {model['init']} has {vocab_size} embeddings"
         )
+    if checkpoint is not None:
+        with torch.device(device), _Undrawn():
+            supernet = build_supernet(model, vocab_size)
+        with _about_init():
+            load_checkpoint(supernet, checkpoint)
+        return supernet
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights"))
         supernet = build_supernet(model, vocab_size)
-    if checkpoint is not None:
-        with _about_init():
-            load_checkpoint(supernet, checkpoint)
-    elif model.get("init") is not None:
+    if model.get("init") is not None:
         _load_run(supernet, Path(model["init"]), data)
     return supernet
+
+
+class _Undrawn(TorchFunctionMode):
+    """Within, weights are not drawn: the checkpoint has all that would be."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Call anything but the drawing of weights."""
+        if func is torch.nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def origin(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +108,7 @@ def origin(model: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the run is missing or unfinished, or the checkpoint cannot be taken.
     """
-    checkpoint = _checkpoint(model)
+    checkpoint = checkpoint_of(model)
     if checkpoint is not None:
         about = {"path": str(checkpoint.path), "kind": checkpoint.kind, "padded": padding(model, checkpoint)}
         return {"flops_before": 0.0, "pretrained": about}
@@ -100,7 +119,12 @@ def origin(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"flops_before": float(summary["flops"] + summary.get("flops_before", 0.0))}
 
 
-def _checkpoint(model: Mapping[str, Any]) -> Checkpoint | None:
+def checkpoint_of(model: Mapping[str, Any]) -> Checkpoint | None:
+    """Return the pretrained checkpoint that `init` names; None where it names a run, or nothing.
+
+    Raises:
+        UserError: it cannot be taken.
+    """
     if model.get("init") is None:
         return None
     with _about_init():

@@ -72,14 +72,19 @@ def keep_original(original: Checkpoint, run: Path) -> None:
         save(original, run / TEACHER)
 
 
-def make_teacher(config: DictConfig, supernet: Supernet) -> Teacher | None:
+def make_teacher(config: DictConfig, supernet: Supernet, original: Checkpoint | None = None) -> Teacher | None:
     """Return the original as the teacher of a supernet; None where the subnets learn from the text alone.
+
+    Args:
+        config: of the training.
+        supernet: what is taught.
+        original: the checkpoint, where that is not to be opened here.
 
     Raises:
         UserError: its vocabulary is another, or settings of the teacher make no sense.
     """
-    original = original_of(config) if config.teacher else None
-    if original is None:
+    original = original or original_of(config)
+    if original is None or not config.teacher:
         return None
     if original.llama.vocab_size != supernet.vocab_size:
         sizes = f"{original.llama.vocab_size} and {supernet.vocab_size} tokens"

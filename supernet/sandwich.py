@@ -125,6 +125,10 @@ class Schedule:
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
         return self.final_lr + (1 - self.final_lr) * left if self.decay and left < 1 else 1.0
 
+    def gate_rows(self, n_rows: int) -> int:
+        """Return how many sequences of a batch a gate step takes."""
+        return math.ceil(self.gate_share * n_rows)
+
     def gumbel_temperature(self, step: int) -> float:
         """Return the temperature of `step`: geometric from first to last."""
         first, last = self.temperature

@@ -26,7 +26,7 @@ from supernet.initial import completed, initial_supernet, origin, tokenizer_of
 from supernet.losses import evaluate
 from supernet.metrics import Metrics
 from supernet.model import Supernet
-from supernet.original import keep_original, make_teacher, original_of
+from supernet.original import keep_original, original_of
 from supernet.randomness import derive
 from supernet.run import (
     DATA,
@@ -42,6 +42,7 @@ from supernet.run import (
     versions,
 )
 from supernet.subnet import extract
+from supernet.teacher import Teacher
 from supernet.tokenizer.storing import write_tokenization
 from supernet.training import SupernetTraining, check_budgets
 
@@ -83,7 +84,7 @@ def opened(config: DictConfig) -> Iterator[Run]:
     """Lock the run directory for the time of training, having checked what can be checked at once."""
     from supernet.cli import typed_command
 
-    _check(config)
+    check_settings(config)
     folder = Path(config.runs_dir) / job_name(config, "name")
     with locked(folder):
         finished = not config.fresh and already_finished(**_claim_of(config, folder))
@@ -92,17 +93,23 @@ def opened(config: DictConfig) -> Iterator[Run]:
 
 def _claim_of(config: DictConfig, folder: Path) -> dict[str, Any]:
     finished = folder / "supernet" / SUMMARY
-    return {"folder": folder, "config": plain(config, but=["fresh"]), "finished": finished, "fresh_key": "fresh=true"}
+    return {
+        "folder": folder,
+        "config": plain(config, but=["fresh", "plan"]),
+        "finished": finished,
+        "fresh_key": "fresh=true",
+    }
 
 
-def _check(config: DictConfig) -> None:
-    """Refuse what the configuration alone shows to be impossible."""
+def check_settings(config: DictConfig) -> None:
+    """Raise UserError for what the configuration alone shows to be impossible."""
     check_counts(config)
     if config.sequence_length > number(config.model, "context_length"):
         raise UserError(
             f"sequence_length={config.sequence_length} exceeds model.context_length={config.model.context_length}"
         )
-    settings = plain(config, but=[])  # interpolations of `model.init` resolved, which is no setting of the supernet
+    # With interpolations of `model.init` resolved, which is no setting of the supernet. A plan needs no corpus.
+    settings = plain(config, but=["data"] if config.plan else [])
     check({**settings, "model": described(settings["model"])})
     build(config.schedule)
     check_trainer(config.trainer)
@@ -118,10 +125,13 @@ def prepare_data(config: DictConfig) -> TokenData:
 
 def make_supernet(config: DictConfig, data: TokenData) -> Supernet:
     """Build the supernet with its initial weights."""
-    return initial_supernet(_plain(config.model), data, config.seed)
+    trainer = check_trainer(config.trainer)
+    # Of several processes none needs to hold all of it on its device, and each one's device is not settled yet.
+    device = trainer.strategy.root_device if trainer.world_size == 1 else torch.device("cpu")
+    return initial_supernet(_plain(config.model), data, config.seed, device)
 
 
-def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
+def make_training(config: DictConfig, supernet: Supernet, teacher: Teacher | None) -> SupernetTraining:
     """Join supernet, gates, schedule and optimizer."""
     settings = config.gates
     schedule = build(config.schedule)
@@ -143,7 +153,7 @@ def make_training(config: DictConfig, supernet: Supernet) -> SupernetTraining:
         number(settings, "lr"),
         number(settings, "multiplier_lr"),
         number(settings, "entropy_weight"),
-        make_teacher(config, supernet),
+        teacher,
     )
     try:
         training.configure_optimizers()

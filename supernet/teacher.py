@@ -31,7 +31,9 @@ class Teacher:
     def lesson(self, tokens: Tensor) -> "Lesson":
         """Return what the teacher says of token ids (batch, tokens)."""
         states: list[Tensor] = []
-        logits = self.decoder.to(tokens.device)(tokens, states if self.hidden else None)
+        if self.decoder.embedding.weight.device != tokens.device:  # a plan's have no memory, and cannot be moved
+            self.decoder.to(tokens.device)
+        logits = self.decoder(tokens, states if self.hidden else None)
         return Lesson(self, (logits.float() / self.temperature).softmax(-1), states)
 
 

@@ -4,7 +4,6 @@ One optimizer with three parameter groups serves both kinds of step: AdamW skips
 a weight step leaves the gates alone and a gate step the weights.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +129,7 @@ class SupernetTraining(L.LightningModule):
     def _gate_loss(self, batch: Tensor) -> Tensor:
         """Return loss + multiplier x relative excess of the expected cost + entropy, for the set whose turn it is."""
         step = self.global_step
-        batch = batch[: math.ceil(self.schedule.gate_share * len(batch))]
+        batch = batch[: self.schedule.gate_rows(len(batch))]
         index = step // self.schedule.gate_every % self.gates.n_sets
         noise = torch.Generator().manual_seed(derive(self.seed, "gumbel", step))
         temperature = self.schedule.gumbel_temperature(step)

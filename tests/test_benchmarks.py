@@ -69,3 +69,18 @@ def test_the_effects_of_a_change_are_paired_by_seed(tmp_path):
     assert effects["as shipped"]["rise"] == [0, 0] and effects["other"]["rise"] == pytest.approx([0.1])
     ablation.draw(list(effects.values()), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_supernets_of_the_shapes_of_known_llamas_have_their_parameters():
+    memory_plan = importlib.import_module("memory_plan")
+    for name in memory_plan.LLAMAS:
+        counted = memory_plan.counted(name)
+        assert counted["built"] == counted["known"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_never_in_memory_as_a_whole(tmp_path):
+    memory_plan = importlib.import_module("memory_plan")
+    weights, shard = memory_plan.save_shards(tmp_path, memory_plan.SHARDED, 50e6)
+    (peak,) = memory_plan.in_children("load", [str(tmp_path)], [None])
+    assert 0.95 * weights < peak < weights + shard + 0.2 * weights  # twice the weights, were it read at once

@@ -7,6 +7,7 @@ import struct
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from search.targets.huggingface import export
 from supernet.errors import UserError
-from supernet.initial import completed, origin
+from supernet.initial import completed, initial_supernet, origin
 from supernet.ordering import order_by_importance
 from supernet.pretrained.fill import filled, padding
 from supernet.pretrained.load import load_checkpoint, open_checkpoint
@@ -121,6 +122,20 @@ def test_shards_of_half_precision(tmp_path, tokens, dtype):
     supernet = imported(tmp_path / "llama")
     assert relative_error(whole(supernet)(tokens), model(tokens).logits) <= 1e-5
     assert supernet.embedding.weight.dtype == torch.float32
+
+
+def test_what_a_checkpoint_holds_is_not_drawn(tmp_path):
+    save_llama(tmp_path / "llama", head_dim=32, intermediate_size=172, shards="50KB")
+    scales = {"scales": {"Q2_K": "mse", "Q4_0": "learned"}}
+    drawn = imported(tmp_path / "llama", **scales)
+    model = completed({**MODEL, **scales, "init": str(tmp_path / "llama")})
+    before = torch.random.get_rng_state()
+    loaded = initial_supernet(model, SimpleNamespace(vocab_size=90), 0, torch.device("cpu"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    weights, wanted = loaded.state_dict(), drawn.state_dict()
+    assert weights.keys() == wanted.keys() and any("log_factors" in name for name in wanted)
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
 @torch.no_grad()
