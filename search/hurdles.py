@@ -96,7 +96,7 @@ class Hurdles:
         candidates = [Candidate(i, (), s, violation(s), Lineage(0, "")) for i, s in enumerate(visible)]
         if weights:
             counted = {key: weight for key, weight in weights.items() if any(n.partition("@")[0] == key for n in known)}
-            counted[name] = weights.get("loss", 1.0)
+            counted[name] = weights.get("loss", weights.get("divergence", 1.0))
             order = [(c.violation, float(weighted(counted, c.scores)), 0.0) for c in candidates]
         else:
             order = ranks(candidates, [name, *(n for n in objectives if n in known)], floors or {})
