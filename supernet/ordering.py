@@ -27,7 +27,7 @@ def order_by_importance(
     Args:
         supernet: reordered in place; the largest net computes what it did before, but for the order of summation.
         tokens: ids (batch, tokens) of some text.
-        optimizer: its running averages move along with the weights.
+        optimizer: its running averages move along with the weights; those of eight bits begin anew.
 
     Returns:
         Block, or `d_model` -> the former places of its channels (or heads), in the new order.
@@ -35,9 +35,15 @@ def order_by_importance(
 
     def reorder(parameter: nn.Parameter, put: Callable[[Tensor], Tensor]) -> None:
         parameter.copy_(put(parameter))
-        for average in (optimizer.state.get(parameter, {}) if optimizer else {}).values():
-            if isinstance(average, Tensor) and average.shape == parameter.shape:
-                average.copy_(put(average))
+        if optimizer is None:
+            return
+        kept = optimizer.state.get(parameter, {}).values()
+        averages = [a for a in kept if isinstance(a, Tensor) and a.shape == parameter.shape]
+        if not all(average.is_floating_point() for average in averages):
+            del optimizer.state[parameter]  # codes, with a scale for every few of them: these begin anew
+            return
+        for average in averages:
+            average.copy_(put(average))
 
     found = {}
     if len(supernet.d_model) > 1:

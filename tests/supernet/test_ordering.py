@@ -103,3 +103,8 @@ def test_running_averages_move_along(supernet, tokens):
         averages["exp_avg"].copy_(parameter)
     order_by_importance(supernet, tokens, optimizer)
     assert all(torch.equal(averages["exp_avg"], parameter) for parameter, averages in optimizer.state.items())
+    moved = supernet.embedding.weight
+    for parameter, averages in optimizer.state.items():
+        averages["exp_avg"] = torch.zeros_like(parameter, dtype=torch.uint8)  # codes, as of AdamW in eight bits
+    order_by_importance(supernet, tokens, optimizer)
+    assert moved not in optimizer.state
