@@ -7,7 +7,6 @@ the settings and i; rows are written in shards, so that a sampling that was kill
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,13 +19,14 @@ from torch import Tensor
 from supernet.caching import SPLITS, Tokenized, is_whole, token_type, write_cache
 from supernet.cli import progress
 from supernet.corpus import Corpus
-from supernet.data import Integers, TokenData
+from supernet.data import TokenData
 from supernet.data import prepare as prepare_corpus
 from supernet.errors import UserError
 from supernet.files import replacing
 from supernet.generation import Distribution, generate
 from supernet.losses import best_device
 from supernet.original import open_original
+from supernet.pretrained.checkpoint import Checkpoint
 from supernet.pretrained.decoder import decoder_of
 from supernet.randomness import derive, generator
 from supernet.tokenizer import Tokenization
@@ -178,17 +178,18 @@ def _sampled(sampling: Sampling, config: dict[str, Any], fractions: dict[str, fl
         n_rows = -(-sampling.n_tokens // row)
         counts = {split: max(1, round(fraction * n_rows)) for split, fraction in fractions.items()}
         counts = {"train": max(1, n_rows - sum(counts.values())), **counts}
-        rows = _rows(sampling, tokenization, lambda: decoder_of(checkpoint), shards, sum(counts.values()), row)
+        _write(shards, sampling, checkpoint, tokenization, sum(counts.values()), row)
+        rows = ((SLICE, ids) for path in sorted(shards.glob("*.npy")) for ids in np.load(path))
         splits: dict[str, Tokenized] = {split: islice(rows, counts[split]) for split in SPLITS}
         write_cache(directory, splits, [SLICE], tokenization, config, row)
         shutil.rmtree(shards)
     return TokenData(directory, config)
 
 
-def _rows(
-    sampling: Sampling, tokenization: Tokenization, make_decoder: Any, shards: Path, n_rows: int, row: int
-) -> Iterator[tuple[str, Integers]]:
-    """Yield the rows in order, from shards; those that are missing are sampled and written first."""
+def _write(
+    shards: Path, sampling: Sampling, checkpoint: Checkpoint, tokenization: Tokenization, n_rows: int, row: int
+) -> None:
+    """Sample the rows of `row` tokens in order, and write them as files of `batch_size` rows; what is there stays."""
     first, dtype, decoder = tokenization.id_of(tokenization.bos), token_type(tokenization), None
     if first is None:
         raise UserError("data.tokenizer_file: the vocabulary has no token that begins or ends a text")
@@ -197,14 +198,12 @@ def _rows(
             numbers = range(start, min(start + sampling.batch_size, n_rows))
             path = shards / f"{start:09}.npy"
             if not path.exists():
-                decoder = decoder or make_decoder().to(best_device())
+                decoder = decoder or decoder_of(checkpoint).to(best_device())
                 uniforms = _uniforms(sampling.seed, numbers, row - 1).to(best_device())
                 ids = generate(decoder, first, uniforms, sampling, tokenization.vocab_size)
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     np.save(file, ids.cpu().numpy().astype(dtype))
             bar.update(len(numbers) * row)
-            for ids in np.load(path):
-                yield SLICE, ids
 
 
 def _uniforms(seed: int, numbers: range, n_tokens: int) -> Tensor:
