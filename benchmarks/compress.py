@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sampled", type=int, default=2_000_000, help="tokens of text that the Llama writes")
     parser.add_argument("--steps", type=int, default=3000, help="of the supernet")
+    parser.add_argument("--sequence-length", type=int, default=256, help="tokens that nets are trained and searched on")
     parser.add_argument("--tune-steps", type=int, default=1500, help="of each net")
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of train.py")
@@ -64,7 +65,7 @@ def _one(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     run = ROOT / "runs" / f"{arguments.name}_s{seed}"
     sampling = ["data=teacher", f"data.sampling.n_tokens={arguments.sampled}"]
     of_model = [f"model.init={arguments.model}", f"data.tokenizer_file={arguments.tokenizer}"]
-    schedule = [f"schedule.joint_steps={arguments.steps}", f"sequence_length={arguments.window}"]
+    schedule = [f"schedule.joint_steps={arguments.steps}", f"sequence_length={arguments.sequence_length}"]
     names = ["+experiment=compress", f"name={run.name}", f"seed={seed}"]
     run_script("train.py", *names, *of_model, *sampling, *schedule, *arguments.train)
 
