@@ -179,7 +179,10 @@ def check_trainer(settings: Mapping[str, Any]) -> L.Trainer:
     every = settings["checkpoint_every"]
     if not isinstance(every, int) or every < 1:
         raise UserError(f"trainer.checkpoint_every must be 1 or more steps, got {every}")
-    return _trainer(settings, logger=False)
+    trainer = _trainer(settings, logger=False)
+    if trainer.precision in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
+        raise UserError(f"trainer.precision={trainer.precision} rounds what is trained; say bf16-mixed or 32-true")
+    return trainer
 
 
 def _trainer(settings: Mapping[str, Any], **more: Any) -> L.Trainer:

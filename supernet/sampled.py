@@ -29,6 +29,7 @@ from supernet.original import open_original
 from supernet.pretrained.checkpoint import Checkpoint
 from supernet.pretrained.decoder import decoder_of
 from supernet.randomness import derive, generator
+from supernet.splits import check_fractions
 from supernet.tokenizer import Tokenization
 from supernet.tokenizer.reading import fingerprint, load_tokenizer
 
@@ -124,10 +125,7 @@ def prepare(
     fractions = {"gate": gate_fraction, "valid": valid_fraction, "test": test_fraction}
     if not 0 < share <= 1:
         raise UserError(f"data.share must be above 0 (data=text samples nothing) and at most 1, got {share}")
-    if min(fractions.values()) <= 0 or sum(fractions.values()) > 0.5:
-        raise UserError(
-            f"data: the fractions of gate, valid and test must be above 0, together at most 0.5: {fractions}"
-        )
+    check_fractions(fractions)
     if tokenizer_file is None:
         raise UserError("data.tokenizer_file is null: sampled text needs the tokenizer of its checkpoint")
     shared = {

@@ -58,6 +58,15 @@ class _Piece:
         return cls(key, document, len(encoded), hashlib.sha256(encoded).digest())
 
 
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raise UserError for shares of the text that evaluation splits cannot have."""
+    for name, fraction in fractions.items():
+        if not 0 < fraction < 1:
+            raise UserError(f"data.{name}_fraction is {fraction}; expected more than 0 and less than 1")
+    if sum(fractions.values()) > 0.5:
+        raise UserError(f"the evaluation splits ask for {sum(fractions.values()):.0%} of the corpus; 50% at most")
+
+
 def split_documents(documents: Sequence[Document], fractions: Mapping[str, float]) -> dict[str, list[Document]]:
     """Deal documents to `train` and to the evaluation splits that `fractions` names.
 
@@ -71,11 +80,7 @@ def split_documents(documents: Sequence[Document], fractions: Mapping[str, float
     Raises:
         UserError: a fraction is out of range, or the corpus is too small to be divided.
     """
-    for name, fraction in fractions.items():
-        if not 0 < fraction < 1:
-            raise UserError(f"data.{name}_fraction is {fraction}; expected more than 0 and less than 1")
-    if sum(fractions.values()) > 0.5:
-        raise UserError(f"the evaluation splits ask for {sum(fractions.values()):.0%} of the corpus; 50% at most")
+    check_fractions(fractions)
     pieces, eligible = _eligible(documents, fractions)
     if len(eligible) <= len(fractions):
         raise UserError(f"the corpus is too small for {len(fractions) + 1} splits: {len(eligible)} pieces of text")

@@ -39,6 +39,7 @@ TRAIN_MISTAKES = {
     "impossible learning rate": ("optimizer.lr=-1", "optimizer"),
     "no checkpoints": ("trainer.checkpoint_every=0", "trainer.checkpoint_every"),
     "impossible precision": ("trainer.precision=3", "Precision 3"),
+    "weights in half precision": ("trainer.precision=bf16-true", "trainer.precision=bf16-true rounds"),
     "impossible accelerator": ("trainer.accelerator=abacus", "abacus"),
     "width of no group": ("model.blocks.mlp.width=[48]", "a width of 48 does not fit Q4_0"),
     "falling widths": ("model.d_model=[64,32]", "model.d_model"),

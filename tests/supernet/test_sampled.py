@@ -131,7 +131,7 @@ def test_a_share_of_the_training_text_is_sampled_and_nothing_else(llama, tmp_pat
 def test_what_cannot_be_sampled(llama, tmp_path):
     refusals = {
         "data.share must be above 0": dict(share=0.0),
-        "fractions of gate, valid and test": dict(gate_fraction=0.0),
+        "data.gate_fraction is 0.0": dict(gate_fraction=0.0),
         "data.tokenizer_file is null": dict(tokenizer_file=None),
         "n_tokens and batch_size must be 1 or more": dict(n_tokens=0),
         "data.sampling: temperature": dict(temperature=0),
