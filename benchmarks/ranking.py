@@ -172,7 +172,7 @@ def train_all(run: Path, cells: Sequence[Cell], workers: int) -> None:
     if not cells:
         return
     os.environ["TQDM_DISABLE"] = "1"  # of the workers: one bar is enough
-    n_threads = max(1, (os.cpu_count() or 1) // workers)
+    n_threads = max(1, torch.get_num_threads() // workers)  # OMP_NUM_THREADS holds
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(run, n_threads))
     with pool, progress(total=len(cells), desc="nets trained alone", unit="net") as bar:

@@ -67,7 +67,15 @@ class ElasticLinear(nn.Module):
                 if in_axes[-1] % f.part:
                     raise UserError(f"model.scales.{name}: a width of {in_axes[-1]} holds no parts of {f.part} weights")
                 shape = (*out_axes, *in_axes[:-1], in_axes[-1] // f.part)
-                self.log_factors[name] = nn.Parameter(torch.full(shape, math.log(f.factor)))
+                self.log_factors[name] = nn.Parameter(torch.empty(shape))
+        self.restart_factors()
+
+    @torch.no_grad()
+    def restart_factors(self) -> list[nn.Parameter]:
+        """Set the learned factors to what their formats begin with, and return them."""
+        for name, factors in self.log_factors.items():
+            factors.fill_(math.log(self.formats[name].factor))
+        return list(self.log_factors.values())
 
     def format(self, name: str) -> WeightFormat:
         """Return a format with its scales fitted as the model asks; any other as it is by itself."""

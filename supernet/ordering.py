@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from supernet.elastic import Stream, under
+from supernet.elastic import ElasticLinear, Stream, under
 from supernet.model import Supernet
 
 
@@ -22,7 +22,8 @@ def order_by_importance(
     """Permute the channels of the residual stream, then the hidden channels and heads of every block.
 
     Any prefix then holds the most important ones. The stream is left alone where nothing is cut from it, `d_model`
-    having one choice: with other neighbors in a group, formats would round otherwise for nothing.
+    having one choice: with other neighbors in a group, formats would round otherwise for nothing. For the same reason
+    learned factors on scales, which belong to a group, begin anew.
 
     Args:
         supernet: reordered in place; the largest net computes what it did before, but for the order of summation.
@@ -58,6 +59,10 @@ def order_by_importance(
         for parameter, put in reorderings:
             reorder(parameter, put)
         found[prefix.rstrip(".")] = places
+    for linear in (module for module in supernet.modules() if isinstance(module, ElasticLinear)):
+        for factors in linear.restart_factors():
+            if optimizer is not None:
+                optimizer.state.pop(factors, None)
     return found
 
 

@@ -68,7 +68,7 @@ def make_supernet(seed=0, **changes):
             norm_eps=1e-5,
             embedding_formats=v["embedding_formats"],
             blocks={"attention": attention, "mlp": mlp},
-            **{k: v[k] for k in ("tied", "output_formats", "rope_scaling") if k in v},
+            **{k: v[k] for k in ("tied", "output_formats", "rope_scaling", "scales") if k in v},
         )
         for name, parameter in supernet.named_parameters():
             if name.endswith("norm.weight"):

@@ -108,3 +108,15 @@ def test_running_averages_move_along(supernet, tokens):
         averages["exp_avg"] = torch.zeros_like(parameter, dtype=torch.uint8)  # codes, as of AdamW in eight bits
     order_by_importance(supernet, tokens, optimizer)
     assert moved not in optimizer.state
+
+
+def test_learned_factors_begin_anew_since_their_groups_hold_other_weights(supernet_of, tokens):
+    supernet = supernet_of(width=(32, 64), scales={"Q4_0": "learned"})
+    factors = {name: p for name, p in supernet.named_parameters() if "log_factors" in name}
+    begun = {name: p.detach().clone() for name, p in factors.items()}
+    optimizer = torch.optim.AdamW(factors.values(), lr=0.1)
+    sum(p.sum() for p in factors.values()).backward()
+    optimizer.step()
+    assert factors and not any(torch.equal(p, begun[name]) for name, p in factors.items())
+    order_by_importance(supernet, tokens, optimizer)
+    assert all(torch.equal(p, begun[name]) for name, p in factors.items()) and not optimizer.state
