@@ -174,8 +174,10 @@ def load(folder: list[str]) -> None:
     initial_supernet(OmegaConf.to_container(config.model, resolve=True), data, 0, torch.device("cpu"))  # type: ignore[arg-type]
 
 
-def save_shards(folder: Path, config: dict[str, Any], shard_bytes: float) -> tuple[int, int]:
-    """Write a Llama of some shape in shards; return the bytes of all weights and of the largest shard."""
+def save_shards(
+    folder: Path, config: dict[str, Any], shard_bytes: float, dtype: torch.dtype = torch.float32
+) -> tuple[int, int]:
+    """Write a Llama of some shape, random, in shards; return the bytes of all weights and of the largest shard."""
     shape = Shape(folder, config)
     shards: list[dict[str, Tensor]] = [{}]
     for name, axes in shape.llama.tensors().items():
@@ -183,7 +185,10 @@ def save_shards(folder: Path, config: dict[str, Any], shard_bytes: float) -> tup
         theirs = NAMES[name] if parts[0] != "layers" else f"model.layers.{parts[1]}.{NAMES[parts[2]]}"
         if sum(tensor.nbytes for tensor in shards[-1].values()) > shard_bytes:
             shards.append({})
-        shards[-1][f"{theirs}.weight"] = torch.full(shape.llama.shape(axes), 0.01)
+        weight = (
+            torch.randn(shape.llama.shape(axes)).mul_(0.02) if len(axes) > 1 else torch.ones(shape.llama.shape(axes))
+        )
+        shards[-1][f"{theirs}.weight"] = weight.to(dtype)
     files = {f"model-{i}.safetensors": shard for i, shard in enumerate(shards)}
     for file, shard in files.items():
         save_file(shard, folder / file)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from supernet.errors import UserError
@@ -114,10 +115,11 @@ class Checkpoint(ABC):
         Raises:
             UserError: it holds numbers that are not finite, or the file is damaged.
         """
-        tensor = self.stored(name).float()
-        if not tensor.isfinite().all():
+        tensor = self.stored(name)
+        # Both ends tell (NaN is either); `isfinite` of all would take several times the memory of the tensor.
+        if not torch.stack(tensor.aminmax()).isfinite().all():
             raise UserError(f"{self.path}: {self.named(name)} holds numbers that are not finite")
-        return tensor
+        return tensor.float()
 
     def named(self, name: str) -> str:
         """Return how the file itself calls a weight, for messages."""
