@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=256, help="tokens that nets are trained and searched on")
     parser.add_argument("--tune-steps", type=int, default=1500, help="of each net")
     parser.add_argument("--evaluations", type=int, default=400)
+    parser.add_argument("--prompt", default="Once upon a time", help="of the texts in the search's report")
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of train.py")
     parser.add_argument("--search", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of search.py")
     parser.add_argument("--name", default="compress", help="of the runs and of docs/results/NAME.json")
@@ -81,6 +82,7 @@ def _one(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         f"finetune.steps={arguments.tune_steps}",
         f"budget.size_mb={max(sizes)}",
         f"finalist_sizes_mb={sizes}".replace(" ", ""),
+        f"prompt='{arguments.prompt}'",
         *arguments.search,
     ]
     run_script("search.py", *settings)
@@ -151,6 +153,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     original = [r["nll"] for r in rows if r["method"] == "original"]
     axes.axhline(original[0], color="gray", linewidth=0.8, label="original, full precision")
     axes.set_xscale("log")
+    axes.set_xticks([3, 4, 5, 6, 8, 12, 16], ["3", "4", "5", "6", "8", "12", "16"])
+    axes.minorticks_off()
     axes.set_xlabel("bits per weight of the original")
     axes.set_ylabel("nats per token")
     axes.grid(alpha=0.3)
