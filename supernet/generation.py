@@ -16,30 +16,28 @@ class Distribution:
     """What the next token is drawn from.
 
     Attributes:
-        temperature: divides the logits; 1: the net's own distribution.
         top_k: only so many of the likeliest tokens; 0: all.
         top_p: only the likeliest tokens that together have this probability (arXiv 1904.09751); 1: all.
     """
 
-    temperature: float
     top_k: int
     top_p: float
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(
-                "data.sampling: temperature must be above 0, top_k 0 (all) or more, top_p above 0 and at"
-                f" most 1, got {self.temperature}, {self.top_k}, {self.top_p}"
+                "data.sampling: top_k must be 0 (all) or more, top_p above 0 and at most 1, got"
+                f" {self.top_k}, {self.top_p}"
             )
 
     def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Return an id (batch,) for each of the logits (batch, vocab): where the sum of probabilities passes `uniform`.
 
         Args:
-            logits: of the next token.
+            logits: of the next token, divided by the temperature.
             uniform: draws from [0, 1), (batch,).
         """
-        likelihood = (logits.double() / self.temperature).softmax(-1)
+        likelihood = logits.double().softmax(-1)
         if self.top_k or self.top_p < 1:
             likelihood = self._likeliest(likelihood)
         sums = likelihood.cumsum(-1)
@@ -56,7 +54,9 @@ class Distribution:
 
 
 @torch.inference_mode()
-def generate(decoder: Decoder, first: int, uniforms: Tensor, distribution: Distribution, n_ids: int) -> Tensor:
+def generate(
+    decoder: Decoder, first: int, uniforms: Tensor, temperatures: Tensor, distribution: Distribution, n_ids: int
+) -> Tensor:
     """Return sequences of ids (batch, tokens + 1) that all begin with the id `first`.
 
     A text that ends is followed by the next one, as in pretraining.
@@ -65,6 +65,7 @@ def generate(decoder: Decoder, first: int, uniforms: Tensor, distribution: Distr
         decoder: writes them; on the device of `uniforms`, its formats frozen.
         first: id that begins a text.
         uniforms: a draw from [0, 1) for each token (batch, tokens); a sequence depends on its own alone.
+        temperatures: divide the logits of each sequence (batch,); 1: the net's own distribution.
         distribution: what a token is drawn from.
         n_ids: only ids below this are drawn; a model may have more embeddings than its tokenizer has tokens.
     """
@@ -79,5 +80,5 @@ def generate(decoder: Decoder, first: int, uniforms: Tensor, distribution: Distr
         for layer, cache in zip(decoder.layers, caches, strict=True):
             x = layer.step(x, (cos[i : i + 1], sin[i : i + 1]), cache)  # type: ignore[operator]
         logits = head(decoder.norm(x))[:, 0, :n_ids]
-        ids[:, i + 1] = distribution.draw(logits, uniforms[:, i])
+        ids[:, i + 1] = distribution.draw(logits.double() / temperatures.unsqueeze(-1), uniforms[:, i])
     return ids

@@ -7,6 +7,7 @@ the settings and i; rows are written in shards, so that a sampling that was kill
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -43,11 +44,14 @@ class Sampling(Distribution):
 
     Attributes:
         checkpoint: path of the pretrained Llama, or of a run that keeps one.
+        temperature: one, or several that rows take by turns; above 1 the text is more varied than what the net
+            would write, so more of what the net computes is seen.
         n_tokens: in all, rounded up to whole rows.
         seed: root of the draws.
         batch_size: rows that are sampled together, and written as one file.
     """
 
+    temperature: float | Sequence[float]
     checkpoint: str | None
     n_tokens: int
     seed: int
@@ -57,10 +61,21 @@ class Sampling(Distribution):
         super().__post_init__()
         if self.n_tokens < 1 or self.batch_size < 1:
             raise UserError("data.sampling: n_tokens and batch_size must be 1 or more")
+        if not self.temperatures or not all(isinstance(t, int | float) and t > 0 for t in self.temperatures):
+            raise UserError(f"data.sampling: temperature must be one or more numbers above 0, got {self.temperature}")
+
+    @property
+    def temperatures(self) -> list[float]:
+        """Temperatures that rows take by turns."""
+        return [self.temperature] if isinstance(self.temperature, int | float) else list(self.temperature)
 
     def describe(self) -> dict[str, Any]:
         """Return the plain configuration that builds this again."""
-        return {"_target_": "supernet.sampled.Sampling", **asdict(self)}
+        return {
+            "_target_": "supernet.sampled.Sampling",
+            **asdict(self),
+            "temperature": [float(t) for t in self.temperatures],
+        }
 
 
 class MixedData(TokenData):
@@ -198,7 +213,10 @@ def _write(
             if not path.exists():
                 decoder = decoder or decoder_of(checkpoint).to(best_device())
                 uniforms = _uniforms(sampling.seed, numbers, row - 1).to(best_device())
-                ids = generate(decoder, first, uniforms, sampling, tokenization.vocab_size)
+                temperatures = uniforms.new_tensor(
+                    [sampling.temperatures[i % len(sampling.temperatures)] for i in numbers]
+                )
+                ids = generate(decoder, first, uniforms, temperatures, sampling, tokenization.vocab_size)
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     np.save(file, ids.cpu().numpy().astype(dtype))
             bar.update(len(numbers) * row)

@@ -17,7 +17,7 @@ from supernet.tokenizer import train_tokenizer
 from tests.supernet.llamas import save_llama
 
 TEXT = "".join(f"line {i} of {i * i % 1013}\n" for i in range(3000))
-SAMPLING = dict(temperature=1.0, top_k=0, top_p=1.0, checkpoint=None, n_tokens=680, seed=0, batch_size=16)
+SAMPLING = dict(temperature=[1.0, 1.3], top_k=0, top_p=1.0, checkpoint=None, n_tokens=680, seed=0, batch_size=16)
 ROW = 17
 
 
@@ -72,13 +72,20 @@ def test_rows_are_those_of_their_settings_alone(llama, tmp_path):
     # Row i is row i, however many there are.
     assert np.array_equal(all_rows(again)["train"][:14], all_rows(data)["train"][:14])
     hashes = {data.hash, again.hash}
-    for change in ({"seed": 1}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"sequence_length": 8}):
+    for change in (
+        {"seed": 1},
+        {"temperature": 0.5},
+        {"temperature": [1.1, 1.3]},
+        {"top_k": 3},
+        {"top_p": 0.5},
+        {"sequence_length": 8},
+    ):
         other = text_of(llama, cache_dir=str(tmp_path), **change)
         hashes.add(other.hash)
         assert not np.array_equal(all_rows(other)["train"][0][:9], all_rows(data)["train"][0][:9]) or "sequence" in str(
             change
         )
-    assert len(hashes) == 7
+    assert len(hashes) == 8
 
 
 def test_a_kill_loses_one_shard(llama, tmp_path, monkeypatch):
@@ -134,7 +141,10 @@ def test_what_cannot_be_sampled(llama, tmp_path):
         "data.gate_fraction is 0.0": dict(gate_fraction=0.0),
         "data.tokenizer_file is null": dict(tokenizer_file=None),
         "n_tokens and batch_size must be 1 or more": dict(n_tokens=0),
-        "data.sampling: temperature": dict(temperature=0),
+        "data.sampling: temperature must be .* got 0": dict(temperature=0),
+        "data.sampling: temperature must be .* got .1.0, -1.": dict(temperature=[1.0, -1]),
+        r"data.sampling: temperature must be .* got \[\]": dict(temperature=[]),
+        "data.sampling: temperature must be .* got abc": dict(temperature="abc"),
         "data.sampling.checkpoint: null is no pretrained Llama": dict(checkpoint=None),
         "sequence_length=129 exceeds what .* was made for, 128": dict(sequence_length=129),
     }
