@@ -42,6 +42,7 @@ bench: install  ## every figure of docs/results.md: about an hour
 	$(RUN) benchmarks/train_step.py
 	$(RUN) benchmarks/evaluate.py
 	$(RUN) benchmarks/memory_plan.py
+	$(RUN) benchmarks/llama_1b.py
 	$(RUN) benchmarks/wall_clock.py --demo
 	$(RUN) benchmarks/quality.py
 
