@@ -71,11 +71,8 @@ class Sampling(Distribution):
 
     def describe(self) -> dict[str, Any]:
         """Return the plain configuration that builds this again."""
-        return {
-            "_target_": "supernet.sampled.Sampling",
-            **asdict(self),
-            "temperature": [float(t) for t in self.temperatures],
-        }
+        temperature = self.temperature if isinstance(self.temperature, int | float) else self.temperatures
+        return {"_target_": "supernet.sampled.Sampling", **asdict(self), "temperature": temperature}
 
 
 class MixedData(TokenData):
