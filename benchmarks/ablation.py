@@ -32,6 +32,7 @@ SANDWICH = (
     "schedule.student_weight=0.5",
     "schedule.joint_steps=97",  # FLOPs as of 210 steps of one net each
 )
+SHORT = ("schedule.alone_steps=524", "schedule.joint_steps=105")  # FLOPs as of 450 and 210
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 CHANGES = {
     "as shipped": Change(),
@@ -42,6 +43,7 @@ CHANGES = {
     "no distillation in fine-tuning": Change(search=("finetune.distillation=0",)),
     "sampled nets drop blocks": Change(train=("schedule.floor.switch=0.75",)),
     "sampled nets of all widths": Change(train=("schedule.floor.width=0",)),
+    "half of the joint phase": Change(train=SHORT),
     "no mean level first": Change(train=("schedule.spread=false",)),
     "formats opened high to low": Change(train=("schedule.inherit=0.5",)),
     "activations emulated": Change(train=("model.emulate_activations=true", "model.kv_format=F16")),
