@@ -38,7 +38,7 @@ test: install  ## all tests
 check: lint  ## formatting, types and the fast tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadfile -m "not slow"
 
-bench: install  ## every figure of docs/results.md: about an hour
+bench: install  ## the benchmarks that need nothing prepared: about an hour
 	$(RUN) benchmarks/train_step.py
 	$(RUN) benchmarks/evaluate.py
 	$(RUN) benchmarks/memory_plan.py

@@ -62,18 +62,20 @@ def main() -> None:
     add_settings(parser)
     arguments = parser.parse_args()
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
-    rows = [*_recorded({(row["seed"], row["change"]) for row in rows}), *rows]
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "changes", "threads")}
+    rows = [*_recorded(settings, {(row["seed"], row["change"]) for row in rows}), *rows]
     effects = _effects(rows)
-    record("ablation", {"settings": vars(arguments), "rows": rows, "effects": effects})
+    record("ablation", {"settings": settings, "rows": rows, "effects": effects})
     with replacing(RESULTS / "ablation.md") as temporary:
         temporary.write_text(_markdown(effects), encoding="utf-8")
     draw(effects, RESULTS / "ablation.png")
 
 
-def _recorded(again: set[tuple[int, str]]) -> list[dict[str, Any]]:
-    """Return the rows of earlier calls, but for those that there are again."""
+def _recorded(settings: dict[str, Any], again: set[tuple[int, str]]) -> list[dict[str, Any]]:
+    """Return the rows that earlier calls recorded with the same settings, but for those that there are again."""
     path = RESULTS / "ablation.json"
-    rows = read_json(path)["rows"] if path.exists() else []
+    before = read_json(path) if path.exists() else {}
+    rows = before["rows"] if before.get("settings") == settings else []
     return [row for row in rows if (row["seed"], row["change"]) not in again]
 
 

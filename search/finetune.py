@@ -1,5 +1,6 @@
 """Fine-tuning of finalists: quantization-aware, distilled from the run's original, else from the largest subnet."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +93,7 @@ class FineTuning:
             fit(module, batches, folder / "checkpoints", self.trainer, name)
             with replacing(weights) as temporary:
                 save_file({k: v.detach().cpu() for k, v in decoder.state_dict().items()}, temporary)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # several times the weights
         decoder.load_state_dict(load_file(weights))
         return decoder.cpu()
 

@@ -107,6 +107,11 @@ class Schedule:
         """All steps."""
         return self.alone_steps + self.joint_steps
 
+    @property
+    def trains_gates(self) -> bool:
+        """Whether any step is a gate step."""
+        return any(self.kind(step) == "gates" for step in range(self.alone_steps, self.steps))
+
     def progress(self, step: int) -> float:
         """Return the share of the joint steps that lies behind `step`; 0 while training alone."""
         return max(0.0, (step - self.alone_steps) / max(1, self.joint_steps))

@@ -141,8 +141,10 @@ def make_training(config: DictConfig, supernet: Supernet, teacher: Teacher | Non
         model = read_model(Path(settings.hardware), settings.target)
         model.check(supernet.space, str(settings.hardware))
     budgets = check_budgets(supernet.space, supernet, **on, model=model)
-    if schedule.gate_every and not budgets:
+    if not budgets:
         schedule = build(config.schedule, gate_every=0)
+    if not schedule.trains_gates:  # gates that nobody trained prefer nothing
+        budgets = []
     training = SupernetTraining(
         supernet,
         Gates(supernet.space, max(1, len(budgets)), number(settings, "keep_bias")),

@@ -178,11 +178,13 @@ def test_a_sweep_with_weights_and_biases_as_typed_in_a_shell(place):
 def test_a_run_goes_on_from_another(place):
     trunk = place.trained
     before = read(trunk / "supernet" / "summary.json")
-    short = ("schedule.alone_steps=2", "schedule.joint_steps=0", "gates.budgets_mb=[]", "optimizer.lr=1e-9")
+    short = ("schedule.alone_steps=2", "schedule.joint_steps=0", "optimizer.lr=1e-9")
     place.train("name=branch", f"model.init={trunk}", *short, "model.scales.Q4_0=learned").fine  # noqa: B018
     summary = read(place.runs / "branch" / "supernet" / "summary.json")
     assert summary["flops_before"] == before["flops"] and before["flops_before"] == 0
     losses = [each["table"][0]["valid_loss"] for each in (before, summary)]
+    shown = [any("gates" in row["name"] for row in each["table"]) for each in (before, summary)]
+    assert shown == [True, False]  # gates that nobody trained prefer nothing
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # two steps that hardly move
     assert "init" not in read(place.runs / "branch" / "supernet" / "space.json")["model"]
 

@@ -19,6 +19,9 @@ def test_kinds():
 def test_no_gates():
     schedule = replace(SCHEDULE, gate_every=0)
     assert "gates" not in {schedule.kind(step) for step in range(schedule.steps)}
+    assert not schedule.trains_gates
+    assert SCHEDULE.trains_gates
+    assert not replace(SCHEDULE, joint_steps=0).trains_gates
 
 
 def test_the_learning_rate_rises_and_falls():
