@@ -9,7 +9,7 @@ them stand the predictors that know only the number of weights, or of bytes.
 
 Each stand-alone loss is kept in cache/ranking/ as soon as it is known: the same command goes on where it stopped,
 with more seeds or more nets in a bin it trains only what is new. Several runs (supernets of other seeds over the
-same space) and several seeds are compared each with each. Writes docs/results/ranking.json, .md and .png.
+same space) and several seeds are compared each with each. Writes docs/results/NAME.json, .md and .png.
 """
 
 import argparse
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=128, help="of `valid`")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--name", default="ranking", help="of docs/results/NAME.json")
     arguments = parser.parse_args()
     if arguments.per_bin < 2:
         parser.error("--per-bin must be 2 or more")
@@ -238,9 +239,9 @@ def main() -> None:
     compared = compare(rows, len(runs), len(arguments.seeds))
     names = [str(run.resolve().name) for run in arguments.run]
     result = {"runs": names, "seeds": arguments.seeds, "tokens_alone": tokens, **compared, "rows": rows}
-    record("ranking", result)
-    write_text(RESULTS / "ranking.md", markdown(result))
-    draw(result, RESULTS / "ranking.png")
+    record(arguments.name, result)
+    write_text(RESULTS / f"{arguments.name}.md", markdown(result))
+    draw(result, RESULTS / f"{arguments.name}.png")
     print(markdown(result))
 
 
