@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml
 
 install: $(VENV)/installed  ## .venv with everything, llama-cpp-python too
 
-demo: install  ## train, search, ship, report: 25 minutes on two cores
+demo: install  ## train, search, ship, report: 20 minutes on two cores
 	$(RUN) train.py +experiment=llama_like
 	$(RUN) search.py run=runs/llama_like budget.size_mb=2.35
 

@@ -10,7 +10,18 @@ from search.report.data import Entry, ReportData, lookup, number
 from search.report.grids import summary_lines
 from search.report.labels import Canvas, Point, places
 from search.report.nets import short_name, size_of
-from search.report.scores import axes, bounds, feasible, is_quality, label, objectives, position
+from search.report.scores import (
+    DECADES,
+    axes,
+    bounds,
+    feasible,
+    is_quality,
+    label,
+    logarithmic,
+    objectives,
+    on_axis,
+    position,
+)
 
 FINALIST, BASELINE, FRONT = "#1d5fbf", "#c2570c", "#1c2430"
 CANDIDATE, INFEASIBLE, BUDGET, GRID = "#9aa5b4", "#d3d9e1", "#b42343", "#e8ebef"
@@ -203,18 +214,22 @@ def _add_front(figure: Any, data: ReportData, target: str, plane: tuple[str, str
     drawn = [*points_of(data.whole, where), *marks, *(point for point, _, _ in named)]
     add_names(figure, named, Canvas(drawn, size, NAME_SIZE), marks, **subplot)
     for axis, score in zip("xy", plane, strict=True):
+        if logarithmic(score):
+            update = figure.update_xaxes if axis == "x" else figure.update_yaxes
+            update(tickvals=list(DECADES), ticktext=[f"{10.0**decade:g}" for decade in DECADES], **subplot)
         if score in bounds(data, target):
-            _bound(figure, axis, bounds(data, target)[score], **subplot)
+            bound = bounds(data, target)[score]
+            _bound(figure, axis, on_axis(score, bound), f"{bound:g}", **subplot)
 
 
-def _bound(figure: Any, axis: str, value: float, **subplot: Any) -> None:
+def _bound(figure: Any, axis: str, place: float, value: str, **subplot: Any) -> None:
     """Draw a budget across the picture; `axis` is x or y."""
     style = {
         "line": {"color": BUDGET, "width": 1.5, "dash": "dash"},
-        "annotation": {"text": f"budget {value:g}", "font": {"color": BUDGET, "size": 12}},
+        "annotation": {"text": f"budget {value}", "font": {"color": BUDGET, "size": 12}},
         "annotation_position": "top left",
     }
-    (figure.add_vline if axis == "x" else figure.add_hline)(**{axis: value}, **style, **subplot)
+    (figure.add_vline if axis == "x" else figure.add_hline)(**{axis: place}, **style, **subplot)
 
 
 def test_loss(data: ReportData, target: str) -> Any:
@@ -247,7 +262,8 @@ def test_loss(data: ReportData, target: str) -> Any:
     canvas = Canvas(marks, (USUAL_WIDTH, figure.layout.height - BESIDE_AXES), NAME_SIZE)
     add_names(figure, named, canvas, marks)
     if "size_mb" in bounds(data, target):
-        _bound(figure, "x", bounds(data, target)["size_mb"])
+        size_mb = bounds(data, target)["size_mb"]
+        _bound(figure, "x", size_mb, f"{size_mb:g}")
     return figure
 
 

@@ -66,6 +66,8 @@ def _plain(axes: Any, x: str, y: str, title: str) -> Any:
 
 def front(data: ReportData) -> Any:
     """The front of every target."""
+    from matplotlib.ticker import MultipleLocator
+
     figure = _figure(8, 4.6 * max(1, len(data.targets)))
     for row, target in enumerate(data.targets):
         plane = x_name, y_name = scores.axes(data, target)
@@ -97,7 +99,11 @@ def front(data: ReportData) -> Any:
         for name, draw in ((x_name, axes.axvline), (y_name, axes.axhline)):
             bound = scores.bounds(data, target).get(name)
             if bound is not None:
-                draw(bound, color=BUDGET, ls="--", lw=1.2, label=f"budget {bound:g}")
+                draw(scores.on_axis(name, bound), color=BUDGET, ls="--", lw=1.2, label=f"budget {bound:g}")
+        for name, axis in ((x_name, axes.xaxis), (y_name, axes.yaxis)):
+            if scores.logarithmic(name):
+                axis.set_major_locator(MultipleLocator(1))
+                axis.set_major_formatter(lambda decade, _: f"{10.0**decade:g}")
         axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -1,5 +1,6 @@
 """What the scores are: names, units, which of them a target's pictures show, budgets and weights."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 from search.report.data import Entry, ReportData, lookup, number
@@ -18,6 +19,7 @@ NAMES = {
 }
 UNITS = {"_mb": "MB", "_ms": "ms", "_bytes": "bytes", "_tokens": "tokens", "_loss": "nats/token", "_gap": "nats/token"}
 QUALITY = ("loss", "error", "divergence", "gap", "failure")  # how names of scores end that are no cost
+DECADES = range(-4, 2)  # of the axis of a divergence; what is less, as the largest net's, counts as the first
 DIGITS = {"kv_bytes_per_token": 0, "peak_memory_mb": 1, "ttft_ms": 1}
 
 
@@ -125,7 +127,18 @@ def feasible(data: ReportData, target: str) -> set[int]:
 
 def position(data: ReportData, axes: tuple[str, str], entry: Entry) -> tuple[float | None, float | None]:
     """Return an entry's place in a picture over two scores."""
-    return value_of(data, entry, axes[0]), value_of(data, entry, axes[1])
+    x, y = (value_of(data, entry, score) for score in axes)
+    return x if x is None else on_axis(axes[0], x), y if y is None else on_axis(axes[1], y)
+
+
+def logarithmic(score: str) -> bool:
+    """Return whether the axis of a score shows decades: the divergences of useful nets and of broken ones span many."""
+    return base(score) == "divergence"
+
+
+def on_axis(score: str, value: float) -> float:
+    """Return where a value lies on the axis of its score: the value, or its decimal logarithm."""
+    return math.log10(max(value, 10.0 ** DECADES[0])) if logarithmic(score) else value
 
 
 def value_of(data: ReportData, entry: Entry, score: str) -> float | None:

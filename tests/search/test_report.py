@@ -14,6 +14,7 @@ import pytest
 from search.report import write_report
 from search.report.ancestry import ancestry, changes, parents
 from search.report.data import read_report_data
+from search.report.figures import front
 from search.report.grids import DROPPED, format_order, grid
 from search.report.history import ends, operator_counts, progress
 from search.report.html import Page, format_number
@@ -343,6 +344,26 @@ def test_a_search_for_one_score_and_with_nothing_scored_is_reported(tmp_path: Pa
         c.update(stopped="hurdle 1", feasible=False)
     fixture.write_journal()
     assert "60 of them stopped early" in parse(write_report(fixture.search_dir)).text
+
+
+def test_divergences_are_drawn_by_decades(tmp_path: Path) -> None:
+    fixture = Fixture(tmp_path)
+    config = fixture.search_dir / "config.yaml"
+    write_text(config, config.read_text().replace("loss: null, decode_ms", "divergence: 0.01, decode_ms"))
+    scores = [{"size_mb": 1.0, "divergence": value} for value in (0.001, 0.1, 10.0, 0.0)]
+    for number, c in enumerate(fixture.journal):
+        c["scores"] = scores[number % 4]
+    fixture.write_journal()
+    for name in ("front.json", "finalists.json"):
+        fixture.change(name, lambda e: {**e, "scores": {"size_mb": 1.0, "divergence": 0.001}})
+    write_report(fixture.search_dir)
+    data = read_report_data(fixture.search_dir)
+    figure = front(data, "llama_cpp")
+    candidates = [y for trace in figure.data if trace.name in ("candidates", "over budget") for y in trace.y]
+    assert set(candidates) == {-3.0, -1.0, 1.0, -4.0}
+    assert figure.layout.yaxis.ticktext[0] == "0.0001"
+    assert -2.0 in {shape.y0 for shape in figure.layout.shapes}
+    assert "budget 0.01" in {note.text for note in figure.layout.annotations}
 
 
 def test_grid_blanks_what_a_dropped_block_leaves_undecided() -> None:
