@@ -69,6 +69,13 @@ def style_axes(figure: Any, x: str, y: str) -> Any:
     return figure
 
 
+def write_decades(figure: Any, axis: str, score: str, **subplot: Any) -> None:
+    """Write the values beside an axis that shows their logarithms; `axis` is x or y."""
+    if logarithmic(score):
+        update = figure.update_xaxes if axis == "x" else figure.update_yaxes
+        update(tickvals=list(DECADES), ticktext=[f"{10.0**decade:g}" for decade in DECADES], **subplot)
+
+
 def known(place: tuple[float | None, float | None]) -> Point | None:
     """Return a place as a point, None where a part of it is not known."""
     x, y = place
@@ -214,9 +221,7 @@ def _add_front(figure: Any, data: ReportData, target: str, plane: tuple[str, str
     drawn = [*points_of(data.whole, where), *marks, *(point for point, _, _ in named)]
     add_names(figure, named, Canvas(drawn, size, NAME_SIZE), marks, **subplot)
     for axis, score in zip("xy", plane, strict=True):
-        if logarithmic(score):
-            update = figure.update_xaxes if axis == "x" else figure.update_yaxes
-            update(tickvals=list(DECADES), ticktext=[f"{10.0**decade:g}" for decade in DECADES], **subplot)
+        write_decades(figure, axis, score, **subplot)
         if score in bounds(data, target):
             bound = bounds(data, target)[score]
             _bound(figure, axis, on_axis(score, bound), f"{bound:g}", **subplot)

@@ -4,7 +4,7 @@ from html import escape
 from typing import Any
 
 from search.report.data import ReportData, thin
-from search.report.figures import SERIES, look, new_figure, style_axes
+from search.report.figures import SERIES, look, new_figure, style_axes, write_decades
 from search.report.grids import split_name
 from search.report.history import progress
 from search.report.scores import axes, label, weights
@@ -26,7 +26,7 @@ def search_progress(data: ReportData) -> Any:
     figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.09)
     figure.update_layout(look(340, hovermode="x unified", showlegend=len(data.targets) > 1))
     style_axes(figure, "evaluations", "")
-    for column, (text, lines) in enumerate(panels, start=1):
+    for column, (text, score, lines) in enumerate(panels, start=1):
         for i, (target, values) in enumerate(lines.items()):
             steps = thin(len(values), MAX_POINTS)
             color = SERIES[i % len(SERIES)]
@@ -42,17 +42,21 @@ def search_progress(data: ReportData) -> Any:
             )
             figure.add_trace(trace, row=1, col=column)
         figure.update_yaxes(title_text=text, col=column)
+        write_decades(figure, "y", score, col=column)
     figure.update_yaxes(rangemode="tozero", col=len(panels))
     return figure
 
 
-def progress_panels(data: ReportData) -> list[tuple[str, dict[str, list[float | None]]]]:
-    """Return (title, target -> values after each evaluation) of each panel of the progress; hypervolume is last."""
+def progress_panels(data: ReportData) -> list[tuple[str, str, dict[str, list[float | None]]]]:
+    """Return (title, score whose axis it has, target -> values after each evaluation) of each panel of the progress.
+
+    Hypervolume is last.
+    """
     running = {target: progress(data, target) for target in data.targets}
-    panels = [("best fitness", {target: p.fitness for target, p in running.items()})] if weights(data) else []
-    quality = label(axes(data, data.targets[0])[1])
-    panels.append((f"best {quality}", {target: p.best for target, p in running.items()}))
-    panels.append(("hypervolume (share of the box)", {target: p.hypervolume for target, p in running.items()}))
+    panels = [("best fitness", "", {target: p.fitness for target, p in running.items()})] if weights(data) else []
+    quality = axes(data, data.targets[0])[1]
+    panels.append((f"best {label(quality)}", quality, {target: p.best for target, p in running.items()}))
+    panels.append(("hypervolume (share of the box)", "", {target: p.hypervolume for target, p in running.items()}))
     return panels
 
 

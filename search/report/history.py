@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.report.data import Entry, ReportData, lookup
-from search.report.scores import axes, feasible, fitness, weights
+from search.report.data import Entry, ReportData
+from search.report.scores import axes, feasible, fitness, position, weights
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class Progress:
     """Running results after each evaluation; None before the first feasible candidate.
 
     Attributes:
-        best: lowest quality score of a feasible candidate so far.
-        hypervolume: share of the box between the best and the worst feasible scores that is dominated so far.
+        best: lowest quality score of a feasible candidate so far, as it lies on its axis.
+        hypervolume: dominated share of the box between the best and the worst feasible scores, as they lie on their axes.
         fitness: lowest weighted sum of a feasible candidate so far; always None without weights.
     """
 
@@ -28,10 +28,7 @@ def progress(data: ReportData, target: str) -> Progress:
     """Return how the best score, the hypervolume and the fitness grew over the evaluations."""
     x_name, y_name = axes(data, target)
     fits, terms = feasible(data, target), weights(data)
-    points = [
-        (lookup(c, "scores", x_name), lookup(c, "scores", y_name)) if c["id"] in fits else (None, None)
-        for c in data.candidates
-    ]
+    points = [position(data, (x_name, y_name), c) if c["id"] in fits else (None, None) for c in data.candidates]
     sums = [fitness(terms, c) if terms and c["id"] in fits else None for c in data.candidates]
     known = [(x, y) for x, y in points if x is not None and y is not None]
     if not known:

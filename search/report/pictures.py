@@ -66,8 +66,6 @@ def _plain(axes: Any, x: str, y: str, title: str) -> Any:
 
 def front(data: ReportData) -> Any:
     """The front of every target."""
-    from matplotlib.ticker import MultipleLocator
-
     figure = _figure(8, 4.6 * max(1, len(data.targets)))
     for row, target in enumerate(data.targets):
         plane = x_name, y_name = scores.axes(data, target)
@@ -100,12 +98,19 @@ def front(data: ReportData) -> Any:
             bound = scores.bounds(data, target).get(name)
             if bound is not None:
                 draw(scores.on_axis(name, bound), color=BUDGET, ls="--", lw=1.2, label=f"budget {bound:g}")
-        for name, axis in ((x_name, axes.xaxis), (y_name, axes.yaxis)):
-            if scores.logarithmic(name):
-                axis.set_major_locator(MultipleLocator(1))
-                axis.set_major_formatter(lambda decade, _: f"{10.0**decade:g}")
+        _write_decades(axes.xaxis, x_name)
+        _write_decades(axes.yaxis, y_name)
         axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _write_decades(axis: Any, score: str) -> None:
+    """Write the values beside an axis that shows their logarithms."""
+    from matplotlib.ticker import MultipleLocator
+
+    if scores.logarithmic(score):
+        axis.set_major_locator(MultipleLocator(1))
+        axis.set_major_formatter(lambda decade, _: f"{10.0**decade:g}")
 
 
 def _write_names(axes: Any, named: Sequence[Named], drawn: Sequence[Point], marks: Sequence[Point]) -> None:
@@ -233,12 +238,13 @@ def search_progress(data: ReportData) -> Any:
     """Best fitness where there are weights, best feasible quality and hypervolume, over the evaluations."""
     panels = progress_panels(data)
     figure = _figure(4 * len(panels), 3.2)
-    for i, (text, lines) in enumerate(panels):
+    for i, (text, score, lines) in enumerate(panels):
         axes = _plain(figure.add_subplot(1, len(panels), i + 1), "evaluations", text, "")
         for n, (target, values) in enumerate(lines.items()):
             numbers = [float("nan") if v is None else v for v in values]
             style = {"color": SERIES[n % len(SERIES)], "marker": "o" if len(values) == 1 else None}
             axes.step(range(1, len(values) + 1), numbers, where="post", label=_plain_text(target), **style)
+        _write_decades(axes.yaxis, score)
         if i == 0 and len(lines) > 1:
             axes.legend(frameon=False, fontsize=8)
     return figure

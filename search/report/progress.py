@@ -18,7 +18,7 @@ def add_search(page: Page, data: ReportData) -> None:
     x, y = (base(name) for name in axes(data, data.targets[0]))
     page.figure(
         figures_over_time.search_progress(data),
-        "Hypervolume: dominated share of the box between the best and the worst feasible scores, "
+        "Hypervolume: dominated share of the box between the best and the worst feasible scores, on their axes, "
         f"over {escape(label(x))} and {escape(label(y))}.",
     )
     _add_weights(page, data)
