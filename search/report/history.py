@@ -15,7 +15,7 @@ class Progress:
 
     Attributes:
         best: lowest quality score of a feasible candidate so far, as it lies on its axis.
-        hypervolume: dominated share of the box between the best and the worst feasible scores, as they lie on their axes.
+        hypervolume: dominated share of the box between the best and the worst feasible scores, on their axes.
         fitness: lowest weighted sum of a feasible candidate so far; always None without weights.
     """
 
