@@ -134,14 +134,14 @@ def draw(effects: list[dict[str, Any]], path: Path) -> None:
 
 def _markdown(effects: list[dict[str, Any]]) -> str:
     lines = [
-        "| change | test loss | rise over as shipped | accuracy | inherited | largest net, valid |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| change | seeds | test loss | rise over as shipped | accuracy | inherited | largest net, valid |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for e in effects:
         rise = f"{statistics.fmean(e['rise']):+.4f}" if e["rise"] else ""
         if len(e["rise"]) > 1:
             rise += f" ({min(e['rise']):+.4f} to {max(e['rise']):+.4f})"
-        line = f"| {e['change']} | {e['test_loss']:.4f} | {rise} | {e['accuracy']:.2%} "
+        line = f"| {e['change']} | {e['seeds']} | {e['test_loss']:.4f} | {rise} | {e['accuracy']:.2%} "
         lines.append(line + f"| {e['inherited_test_loss']:.4f} | {e['largest_valid_loss']:.4f} |")
     return "\n".join(lines) + "\n"
 
