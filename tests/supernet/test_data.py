@@ -209,13 +209,13 @@ def test_configurations_name_every_argument(name, tmp_path, monkeypatch):
     if name == "hub":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(Exception, match="HF_HUB_OFFLINE is set"):
-            instantiate(config)
+            instantiate(config, sequence_length=256)
     if name == "text":
         (tmp_path / "book.txt").write_text("".join(f"line {i} of {i * i % 1013}\n" for i in range(4000)))
         config.corpus.paths = [str(tmp_path / "book.txt")]
         config.vocab_size = 300
-        description = instantiate(config).describe()
+        description = instantiate(config, sequence_length=256).describe()
         json.dumps(description)
         rebuilt = instantiate(description["config"])
         assert rebuilt.describe() == description
-        assert description["config"] == OmegaConf.to_container(config)
+        assert description["config"] == OmegaConf.to_container(config) | {"sequence_length": 256}
