@@ -7,7 +7,7 @@ from search.report.data import ReportData, thin
 from search.report.figures import SERIES, look, new_figure, style_axes, write_decades
 from search.report.grids import split_name
 from search.report.history import progress
-from search.report.scores import axes, label, weights
+from search.report.scores import axes, label, logarithmic, weights
 
 # Cheap choices blue, dear ones red, undecided gates nearly white.
 LEANING = ((0.0, "#1d5fbf"), (0.5, "#f4f5f7"), (1.0, "#b42343"))
@@ -30,9 +30,13 @@ def search_progress(data: ReportData) -> Any:
         for i, (target, values) in enumerate(lines.items()):
             steps = thin(len(values), MAX_POINTS)
             color = SERIES[i % len(SERIES)]
+            drawn = [values[step] for step in steps]
+            texts = [None if v is None else f"{10.0**v:.4g}" for v in drawn] if logarithmic(score) else None
             trace = go.Scatter(
                 x=[step + 1 for step in steps],
-                y=[values[step] for step in steps],
+                y=drawn,
+                hovertext=texts,
+                hoverinfo="x+text+name" if texts else "all",
                 name=escape(target),
                 legendgroup=target,
                 showlegend=column == 1,
