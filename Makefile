@@ -44,7 +44,6 @@ bench: install  ## the benchmarks that need nothing prepared: about an hour
 	$(RUN) benchmarks/memory_plan.py
 	$(RUN) benchmarks/llama_1b.py
 	$(RUN) benchmarks/wall_clock.py --demo
-	$(RUN) benchmarks/quality.py
 
 clean:  ## runs and caches; .venv stays
 	rm -rf runs cache multirun outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

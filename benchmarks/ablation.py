@@ -30,9 +30,11 @@ SANDWICH = (
     "schedule.largest_every=1",
     "schedule.smallest_every=4",
     "schedule.student_weight=0.5",
-    "schedule.joint_steps=97",  # FLOPs as of 210 steps of one net each
+    "schedule.joint_steps=97",
 )
-SHORT = ("schedule.alone_steps=524", "schedule.joint_steps=105")  # FLOPs as of 450 and 210
+SHORT = ("schedule.alone_steps=524", "schedule.joint_steps=105")
+COSTED = ("sandwich rule with distillation", "half of the joint phase")  # as many FLOPs as the two steps here
+COSTED_FOR = (450, 210)
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 CHANGES = {
     "as shipped": Change(),
@@ -61,6 +63,10 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     add_settings(parser)
     arguments = parser.parse_args()
+    if (arguments.alone_steps, arguments.joint_steps) != COSTED_FOR and set(COSTED) & set(arguments.changes):
+        parser.error(
+            f"{' and '.join(COSTED)} are at equal FLOPs for the default steps only: leave them out of --changes"
+        )
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
     settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "changes", "threads")}
     rows = [*_recorded(settings, {(row["seed"], row["change"]) for row in rows}), *rows]

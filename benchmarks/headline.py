@@ -3,7 +3,7 @@
 `python benchmarks/headline.py --seeds 0` trains, searches, fine-tunes and ships in all ways that METHODS names, and
 writes what came of it at each budget to docs/results/headline.json (and .md, .png). Budgets are shares of the largest
 net's bytes in F16. Everything goes through `train.py` and `search.py`, which go on where they stopped, and so does
-this: seeds that are finished are read, not run, and those recorded with the same settings stay, their runs gone or not.
+this: what is finished is read, not run, and other seeds that were recorded with the same settings stay.
 
 Equal FLOPs: all methods go on from the same run of the largest net alone, at a constant learning rate. From there the
 rate falls: for the joint supernet over `--alone-steps` and `--joint-steps`, gates included; for the largest net
@@ -69,10 +69,9 @@ def main() -> None:
     parser.add_argument("--name", default="headline", help="of the runs and of docs/results/NAME.json")
     parser.set_defaults(trunk=None)
     arguments = parser.parse_args()
-    for seed in arguments.seeds:
-        Grid(arguments, seed).run()
-    seeds = sorted(int(path.name.rsplit("_s", 1)[1]) for path in (ROOT / "runs").glob(f"{arguments.name}_joint_s*"))
-    done = [grid for grid in (Grid(arguments, seed) for seed in seeds) if grid.finished]
+    done = [Grid(arguments, seed) for seed in sorted(set(arguments.seeds))]
+    for grid in done:
+        grid.run()
     settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "threads")}
     rows, costs = _recorded(arguments.name, settings, but=[grid.seed for grid in done])
     rows += [row for grid in done for row in grid.rows()]
@@ -122,12 +121,6 @@ class Grid:
     def folder(self, run: str) -> Path:
         """Return the directory of a run."""
         return ROOT / "runs" / f"{self.arguments.name}_{run}_s{self.seed}"
-
-    @property
-    def finished(self) -> bool:
-        """Whether every cell is there."""
-        searched = (self.folder(m.run) / "search" / _slug(n) / "finalists.json" for n, m in self.methods.items())
-        return all(path.exists() for path in searched)
 
     @property
     def methods(self) -> dict[str, Method]:

@@ -25,16 +25,19 @@ def correlate(predicted: Sequence[float], alone: Sequence[float]) -> dict[str, f
 
 
 def _correlations(
-    predictor: str, chosen: Sequence[dict[str, Any]], pairs: Sequence[tuple[int, int]]
+    predictor: str, chosen: Sequence[dict[str, Any]], pairs: Sequence[tuple[int, int | None]]
 ) -> list[dict[str, float]]:
-    """Return the rank correlations for each (run, seed)."""
+    """Return the rank correlations for each (run, seed), None: with the mean of a net's losses over the seeds."""
 
     def predictions(run: int) -> list[float]:
         if predictor == "within_bins":
             return [r["inherited"][run] for r in chosen]
         return [-r["weights" if predictor == "params_only" else "size_mb"] for r in chosen]
 
-    return [correlate(predictions(run), [r["alone"][seed] for r in chosen]) for run, seed in pairs]
+    def alone(seed: int | None) -> list[float]:
+        return [statistics.fmean(r["alone"]) if seed is None else r["alone"][seed] for r in chosen]
+
+    return [correlate(predictions(run), alone(seed)) for run, seed in pairs]
 
 
 def compare(rows: Sequence[dict[str, Any]], n_runs: int, n_seeds: int) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def compare(rows: Sequence[dict[str, Any]], n_runs: int, n_seeds: int) -> dict[s
     for predictor in PREDICTORS:
         # Sizes know no supernet: they are compared once with each seed.
         runs = n_runs if predictor == "within_bins" else 1
-        pairs = [(run, seed) for run in range(runs) for seed in range(n_seeds)]
+        pairs: list[tuple[int, int | None]] = [(run, seed) for run in range(runs) for seed in range(n_seeds)]
         inside = [_correlations(predictor, chosen, pairs) for chosen in bins]
         everywhere = _correlations(predictor, rows, pairs)
         result[predictor], over_all[predictor] = {}, {}
@@ -61,13 +64,18 @@ def compare(rows: Sequence[dict[str, Any]], n_runs: int, n_seeds: int) -> dict[s
             every = spread([c[kind] for of_bin in inside for c in of_bin])
             result[predictor][kind] = {**every, "by_pair": by_pair}
             over_all[predictor][kind] = spread([c[kind] for c in everywhere])
+        if n_seeds > 1:
+            of_means = [
+                c for chosen in bins for c in _correlations(predictor, chosen, [(r, None) for r in range(runs)])
+            ]
+            result[predictor]["of_mean_loss"] = {k: spread([c[k] for c in of_means]) for k in ("spearman", "kendall")}
         for entry, of_bin in zip(by_bin, inside, strict=True):
             entry[predictor] = statistics.fmean(c["spearman"] for c in of_bin)
     result["within_bins"]["goal"] = "mean Spearman at least 0.80, far above params_only"
     result["over_all"] = over_all
     if n_seeds > 1:  # what the best predictor could reach: how well one training tells the ranks in another
-        pairs = [(a, b) for a in range(n_seeds) for b in range(a)]
-        again = [correlate([x["alone"][a] for x in c], [x["alone"][b] for x in c]) for c in bins for a, b in pairs]
+        two = [(a, b) for a in range(n_seeds) for b in range(a)]
+        again = [correlate([x["alone"][a] for x in c], [x["alone"][b] for x in c]) for c in bins for a, b in two]
         result["between_seeds"] = {k: spread([c[k] for c in again]) for k in ("spearman", "kendall")}
     result["bins"] = [
         {
@@ -88,16 +96,17 @@ def markdown(result: dict[str, Any]) -> str:
     def cell(s: dict[str, Any]) -> str:
         return f"{s['mean']:.2f}" + (f" ± {s['std']:.2f}" if s["std"] is not None else "")
 
-    lines = [
-        "| predictor | Spearman, within bins | Kendall τ, within bins | Spearman, over all |",
-        "| --- | --- | --- | --- |",
-    ]
+    several = "between_seeds" in result
+    heads = ["predictor", "Spearman, within bins", "Kendall τ, within bins", "Spearman, over all"]
+    heads += ["Spearman with the mean over seeds, within bins"] if several else []
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for key, name in PREDICTORS.items():
-        inside, outside = result[key], result["over_all"][key]["spearman"]
-        lines.append(f"| {name} | {cell(inside['spearman'])} | {cell(inside['kendall'])} | {cell(outside)} |")
-    if "between_seeds" in result:
+        shown = [*(result[key][kind] for kind in ("spearman", "kendall")), result["over_all"][key]["spearman"]]
+        shown += [result[key]["of_mean_loss"]["spearman"]] if several else []
+        lines.append(f"| {name} | {' | '.join(map(cell, shown))} |")
+    if several:
         again = result["between_seeds"]
-        lines.append(f"| the same nets, another seed | {cell(again['spearman'])} | {cell(again['kendall'])} | |")
+        lines.append(f"| the same nets, another seed | {cell(again['spearman'])} | {cell(again['kendall'])} | | |")
     names = " | ".join(f"Spearman, {name}" for name in PREDICTORS.values())
     lines += ["", f"| bin, MB | nets | weights, M | loss alone | {names} |", "| --- " * (4 + len(PREDICTORS)) + "|"]
     for b in result["bins"]:

@@ -35,6 +35,7 @@ from supernet.genes import Gene, Genome, SearchSpace
 from supernet.randomness import generator
 
 NAME, PYMOO = "search_quality", "pymoo_nsga2"
+STRATEGIES = ("aging", "level_switch", "nsga2", "random", "surrogate", PYMOO)  # those that know nothing of formats
 TABLE = ROOT.parent / "shared" / "data" / "nasbench_macro" / "nas-bench-macro_cifar10.json"
 REFERENCE = 1.1
 Scores = Callable[[Genome], Mapping[str, float]]
@@ -78,7 +79,7 @@ def search_table(arguments: argparse.Namespace) -> dict[str, Any]:
         return [tuple((scores[g][n] - low[n]) / (high[n] - low[n]) for n in low) for g in genomes]
 
     exact = hypervolume(scaled(list(scores)))
-    names = arguments.strategies or strategies()
+    names = arguments.strategies or STRATEGIES
     seeds, evaluations = arguments.seeds or 20, arguments.evaluations or 400
     at = [n for n in (100, 200, 400) if n <= evaluations]
     rows = {}
@@ -139,11 +140,6 @@ def search_supernet(arguments: argparse.Namespace) -> dict[str, Any]:
         "default": {"strategy": default(), **rows.get(default(), {})},
         "strategies": rows,
     }
-
-
-def strategies() -> list[str]:
-    """Return the shipped strategies and pymoo's NSGA-II."""
-    return [*sorted(path.stem for path in (ROOT / "conf" / "evolution").glob("*.yaml")), PYMOO]
 
 
 def default() -> str:
