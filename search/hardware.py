@@ -50,7 +50,7 @@ def measure_hardware(
         model.check(trained.supernet.space, where)
         return model
     if runtime.hardware is not None:
-        model = _from_elsewhere(trained, runtime)
+        model = measured_elsewhere(trained, runtime)
     else:
         missing = runtime.available()
         if missing:
@@ -107,9 +107,15 @@ def _run(trained: TrainedSupernet, runtime: Runtime, genome: Genome) -> dict[str
         return runtime.measure(artifact)
 
 
-def _from_elsewhere(trained: TrainedSupernet, runtime: Runtime) -> HardwareModel:
-    """Return the model that was measured on another device, checked against the space and the target."""
+def measured_elsewhere(trained: TrainedSupernet, runtime: Runtime) -> HardwareModel:
+    """Return the model that was measured on another device, checked against the space and the target.
+
+    Raises:
+        UserError: there is no such file, or it was measured under other settings or lacks a format of the space.
+    """
     path = Path(str(runtime.hardware))
+    if not path.exists():
+        raise UserError(f"targets.{runtime.name}.hardware: {path} does not exist")
     model = read_model(path, runtime.name)
     model.check(trained.supernet.space, str(path))
     ours = {**runtime.settings, "kv_bytes_per_value": runtime.kv_bytes_per_value}

@@ -39,7 +39,7 @@ class Journal:
             content = json.loads(line)
             version = content["version"]
             if version != FORMAT_VERSION:
-                raise UserError(f"{where}: format version {version!r}; this program reads version {FORMAT_VERSION}")
+                raise UserError(f"format version {version!r}; this program reads version {FORMAT_VERSION}")
             candidate = Candidate.from_json(content)
             space.check(candidate.genome)
         except UserError as error:

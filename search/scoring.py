@@ -98,6 +98,17 @@ class Scorer:
         """Return the names of the scores that a front on `target` is made of."""
         return [self.name_of(self.objectives[str(name)], target) for name in self.config.objectives]
 
+    def quality(self, target: str) -> str:
+        """Return the name of the score that tells which net of a size is the best: the first to need an evaluation.
+
+        Raises:
+            UserError: all objectives follow from the architecture.
+        """
+        for name in self.config.objectives:
+            if not self.objectives[str(name)].cheap:
+                return self.name_of(self.objectives[str(name)], target)
+        raise UserError("finalist_sizes_mb: objective names no quality to choose by, such as divergence")
+
     def bounds(self, target: str) -> dict[str, float]:
         """Return the budgets by the name of the score on `target`."""
         return {self.name_of(self.objectives[name], target): bound for name, bound in self.budget.items()}

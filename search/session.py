@@ -14,25 +14,27 @@ from omegaconf import DictConfig
 from search import allocation
 from search.candidate import Proposal
 from search.evolution import Evolution
-from search.hardware import measure_hardware
+from search.hardware import measure_hardware, measured_elsewhere
 from search.profile import SENSITIVITY, Profile
 from search.scoring import HARDWARE, Scorer, make_scorer
 from search.sensitivity import measure_sensitivity
 from search.shipping import Shipyard
+from search.strategies.sensitivity import Sensitivity
 from search.subspace import check_kinds
 from search.workers import Workers, check_workers, make_workers
 from supernet.cli import typed_command
 from supernet.config import build, check, check_counts, job_name, plain
 from supernet.errors import UserError
 from supernet.fitting import check_trainer
-from supernet.formats import MB
+from supernet.formats import MB, Q8_0
 from supernet.genes import KINDS, Architecture, Genome, SearchSpace
 from supernet.hardware import MIN_PROBES
 from supernet.run import already_finished, claim, locked
 from supernet.tokenizer import Tokenization
 
 JOURNAL, FRONT, FINALISTS, REPORT = "journal.jsonl", "front.json", "finalists.json", "report.html"
-HERE = ("workers", "ray", "worker_timeout_s", "reuse_mb")  # settings that no result depends on
+# Patterns of settings that no candidate's score and no finalist's weights depend on: a search goes on with others.
+FREE = ("run", "search", "workers", "ray.*", "worker_timeout_s", "reuse_mb", "prompt", "targets.*.timeout_s")
 
 
 @dataclass
@@ -173,16 +175,16 @@ def opened(config: DictConfig) -> Iterator[Search]:
     settings = _settings(config)
     torch.set_num_threads(config.n_threads)
     with locked(folder):
-        search.finished = not config.fresh and already_finished(folder, settings, folder / REPORT, "fresh=true")
+        search.finished = not config.fresh and already_finished(folder, settings, folder / REPORT, "fresh=true", FREE)
         if not search.finished:
             _ = search.scorer.data  # a lost corpus is noticed before anything is kept
-            claim(folder, settings, config.fresh, folder / REPORT, "fresh=true")
+            claim(folder, settings, config.fresh, folder / REPORT, "fresh=true", FREE)
         yield search
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """Return the settings that a search may not change; a bound or weight that is not set is none."""
-    settings = plain(config, but=("fresh", "export", *HERE))
+    """Return the settings of a search; a bound or weight that is not set is none."""
+    settings = plain(config, but=("fresh", "export"))
     for unset in (settings, settings["evolution"]):
         for key in unset.keys() & {"budget", "fitness"}:
             unset[key] = {name: value for name, value in (unset[key] or {}).items() if value is not None}
@@ -208,7 +210,7 @@ def _check(search: Search) -> None:
     check_counts(config)
     if not 0 <= config.finalist_share <= 1:
         raise UserError(f"finalist_share must be from 0 to 1, got {config.finalist_share} (conf/search.yaml)")
-    if config.reuse_mb < 0:
+    if not 0 <= config.reuse_mb < math.inf:
         raise UserError(f"reuse_mb must be 0 (nothing is kept) or more, got {config.reuse_mb} (conf/search.yaml)")
     for key in config.first_population:
         if not isinstance(config.first_population[key], int) or config.first_population[key] < 0:
@@ -221,6 +223,11 @@ def _check(search: Search) -> None:
         raise UserError("objective names nothing to minimize: objective=[divergence,size_mb] is the default")
     _ = scorer.objectives, scorer.hurdles
     supernet, strategy = scorer.trained.supernet, search.make_strategy([])
+    if isinstance(strategy, Sensitivity) and not (config.sensitivity.sequences and config.first_population.sensitivity):
+        raise UserError(
+            "evolution=sensitivity evaluates what the linear program over sensitivities finds: sensitivity.sequences"
+            " must be 2 or more and first_population.sensitivity 1 or more (first_population=sensitivity)"
+        )
     cheapest = strategy.lift(strategy.space.cheapest)
     reachable = supernet.n_bytes(supernet.space.decode(cheapest)) / MB
     limits = {"budget.size_mb": scorer.budget.get("size_mb", reachable)}
@@ -240,6 +247,14 @@ def _check(search: Search) -> None:
     check_workers(config.workers, config.worker_timeout_s, config.ray.workers)
     build(config.finetune, _recursive_=False)
     check_trainer(config.finetune.trainer)
+    for target in scorer.targets.values():
+        if target.kv_format == Q8_0.name and supernet.head_dim % Q8_0.group:
+            least = f"heads of a multiple of {Q8_0.group} channels, these have {supernet.head_dim}"
+            raise UserError(f"target {target.name}: a key-value cache in Q8_0 needs {least}")
+        if target.hardware is not None:
+            measured_elsewhere(scorer.trained, target)
+        if config.finalist_sizes_mb and not scorer.fitness:
+            _ = scorer.quality(target.name)
     exports = {str(name): build(node, name=str(name)) for name, node in config.exports.items()}
     tokenization = Tokenization(scorer.trained.tokenizer_json, scorer.trained.tokenizer_files)
     for target in [*scorer.targets.values(), *exports.values()]:

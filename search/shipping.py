@@ -259,6 +259,7 @@ class Shipyard:
                 )
             except UserError as error:
                 failed[target.name] = str(error)
+                print(f"candidate {candidate.id} is not shipped for {target.name}: {error}")
         manifest = {
             "id": candidate.id,
             "weights": weights,

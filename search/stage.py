@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from search.candidate import Candidate
 from search.evolution import pareto_front
@@ -19,7 +19,7 @@ from supernet.cli import argument, print_table, progress, typed_command
 from supernet.config import job_name
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
-from supernet.run import CONFIG, locked
+from supernet.run import CONFIG, locked, read_config
 
 __all__ = [
     "evolve",
@@ -117,9 +117,10 @@ def _finalists(
     """
     config, scorer = search.config, search.scorer
     feasible = [c for c in _on_target(search, candidates, target) if c.feasible]
-    fitness, first = search.make_strategy([]).value, scorer.names(target)[0]
+    fitness = search.make_strategy([]).value
     if config.finalist_sizes_mb:
-        value = (lambda c: fitness(c.scores)) if scorer.fitness else (lambda c: c.scores[first])
+        name = None if scorer.fitness else scorer.quality(target)
+        value = (lambda c: c.scores[name]) if name else (lambda c: fitness(c.scores))
         smallest = min(feasible, key=lambda c: (c.scores["size_mb"], value(c), c.id))
         for size in config.finalist_sizes_mb:
             if smallest.scores["size_mb"] > size:
@@ -160,15 +161,19 @@ def export_candidate(config: DictConfig) -> None:
         shipped = search.shipyard().ship_candidate(candidates[config.export])
     for kind, file in shipped.items():
         print(f"{kind}: {file}")
+    failed = read_json(shipped["manifest"])["failed"]
+    if failed:
+        raise UserError(f"export={config.export}: nothing was written for {', '.join(failed)}")
 
 
 def _as_searched(config: DictConfig, folder: Path) -> DictConfig:
     """Return the configuration with the targets that a search was for: what it shipped is shipped the same again."""
     if not (folder / CONFIG).exists():
         return config
-    kept: Any = OmegaConf.load(folder / CONFIG)
-    result: DictConfig = DictConfig(config)
+    kept, result = read_config(folder / CONFIG, "fresh=true"), DictConfig(config)
     for key in ("targets", "exports"):
+        if not isinstance(kept.get(key), dict):
+            raise UserError(f"{folder / CONFIG} is damaged: it lacks {key}")
         result[key] = kept[key]
     return result
 

@@ -63,13 +63,13 @@ class Subspace(SearchSpace):
         return [[0.0] * len(self.bases), *preferences]
 
 
-def check_kinds(kinds: Sequence[str], key: str) -> tuple[Kind, ...]:
+def check_kinds(kinds: Sequence[str] | None, key: str) -> tuple[Kind, ...]:
     """Return kinds of genes as such, in the order of `KINDS`.
 
     Raises:
         UserError: one is none, or there are none; the message names `key`.
     """
-    wanted = [kinds] if isinstance(kinds, str) else list(kinds)
+    wanted = [kinds] if isinstance(kinds, str) else list(kinds or ())
     if not wanted or set(wanted) - set(KINDS):
         raise UserError(f"{key} must list some of {', '.join(KINDS)}, got {wanted}")
     return tuple(kind for kind in KINDS if kind in wanted)

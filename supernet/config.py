@@ -101,6 +101,10 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
             main(*args, **kwargs)
         except UserError as error:
             _stop(str(error))
+        except ValueError as error:
+            if not str(error).startswith("Config group override"):  # hurdles=null: no exception of Hydra's own
+                raise
+            _stop(f"{error}: a group is chosen by the name of its file in conf/, as in hurdles=none")
         except (HydraException, OmegaConfBaseException) as error:
             _stop(_first_user_error(error) or str(error))
         except (OSError, SafetensorError) as error:

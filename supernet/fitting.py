@@ -176,7 +176,9 @@ def check_trainer(settings: Mapping[str, Any]) -> L.Trainer:
     Raises:
         UserError: none can be made of them.
     """
-    every = settings["checkpoint_every"]
+    if not isinstance(settings, Mapping):
+        raise UserError(f"trainer must hold the settings of conf/trainer/, got {settings!r}")
+    every = settings.get("checkpoint_every")
     if not isinstance(every, int) or every < 1:
         raise UserError(f"trainer.checkpoint_every must be 1 or more steps, got {every}")
     trainer = _trainer(settings, logger=False)

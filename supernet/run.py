@@ -3,9 +3,10 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -57,26 +58,52 @@ def locked(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def already_finished(folder: Path, config: Mapping[str, Any], finished: Path, fresh_key: str) -> bool:
+def already_finished(
+    folder: Path, config: Mapping[str, Any], finished: Path, fresh_key: str, free: Collection[str] = ()
+) -> bool:
     """Return whether the stage in `folder` is finished; the arguments are those of `claim`.
 
     Raises:
         UserError: the folder holds the same stage with other settings.
     """
-    kept = folder / CONFIG
-    if kept.exists():
-        try:
-            before = OmegaConf.to_container(OmegaConf.load(kept))
-        except Exception as error:  # any parser error at all means the same to the user
-            raise UserError(f"{kept} is damaged ({error}); {fresh_key} starts over") from None
-        differing = sorted(_flat(before).items() ^ _flat(config).items())
-        if differing:
-            keys = ", ".join(dict.fromkeys(key for key, _ in differing))
+    if _begun(folder) and (folder / CONFIG).exists():
+        before = read_config(folder / CONFIG, fresh_key)
+        changed = {key for key, _ in _flat(before).items() ^ _flat(config).items()}
+        keys = ", ".join(sorted(key for key in changed if not any(fnmatchcase(key, pattern) for pattern in free)))
+        if keys:
             raise UserError(f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}")
     return finished.exists()
 
 
-def claim(folder: Path, config: Mapping[str, Any], fresh: bool, finished: Path, fresh_key: str) -> bool:
+def read_config(path: Path, fresh_key: str) -> dict[str, Any]:
+    """Return the settings that a stage kept.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(content, dict):
+            return {str(key): value for key, value in content.items()}
+        error: object = "no settings"
+    except Exception as raised:  # any parser error at all means the same to the user
+        error = raised
+    raise UserError(f"{path} is damaged ({error}); {fresh_key} starts over")
+
+
+def _begun(folder: Path) -> bool:
+    """Return whether anything came of a stage: settings alone bind nobody, they may be the mistake that ended it."""
+    return any(entry.name != CONFIG and not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def claim(
+    folder: Path,
+    config: Mapping[str, Any],
+    fresh: bool,
+    finished: Path,
+    fresh_key: str,
+    free: Collection[str] = (),
+) -> bool:
     """Prepare `folder` for a stage; return whether the stage is already finished.
 
     Args:
@@ -85,6 +112,7 @@ def claim(folder: Path, config: Mapping[str, Any], fresh: bool, finished: Path, 
         fresh: delete what is there.
         finished: the file a finished stage leaves.
         fresh_key: how to say "start over", for the message.
+        free: patterns of dotted keys of settings that may differ from what is there.
 
     Raises:
         UserError: the folder holds the same stage with other settings.
@@ -93,13 +121,14 @@ def claim(folder: Path, config: Mapping[str, Any], fresh: bool, finished: Path, 
         return False
     if fresh:
         # A kill in here must leave neither a stage that looks finished nor one without its settings.
+        # What is named by a candidate's number goes before the journal, which says what the number means.
         finished.unlink(missing_ok=True)
-        for entry in folder.iterdir():
+        for entry in sorted(folder.iterdir(), key=lambda entry: not entry.is_dir()):
             if entry.name not in (LOCK, CONFIG):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    elif already_finished(folder, config, finished, fresh_key):
+    elif already_finished(folder, config, finished, fresh_key, free):
         return True
-    if fresh or not (folder / CONFIG).exists():
+    if not _begun(folder) or not (folder / CONFIG).exists():
         write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     return False
 

@@ -13,7 +13,8 @@ from search.report.scores import axes, base, digits, label, scores_on
 
 COSTS = ("file_mb", "ttft_ms", "decode_ms", "decode_p95_ms", "peak_memory_mb", "kv_bytes_per_token")
 NOT_INSTALLED = (
-    "llama-cpp-python is not installed: <code>pip install -e '.[gguf]'</code> adds latency, memory and sample text"
+    "the runtime is not installed, which adds latency, memory and sample text: "
+    "<code>pip install -e '.[gguf]'</code> for llama.cpp, <code>'.[nf4]'</code> for bitsandbytes"
 )
 
 

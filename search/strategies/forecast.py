@@ -9,7 +9,7 @@ from search.evolution import Evolution, matching
 from search.strategies.prediction import Array, Embedding, Model, Warp
 from supernet.genes import Genome
 
-MARGIN = 1.0  # of the reference point beyond the worst of the front, in standard deviations of what was told
+MARGIN = 1.0  # of the reference point beyond the worst that was told, in standard deviations of all that was
 
 
 class Forecast:

@@ -27,8 +27,5 @@ class Sensitivity(Listed):
             UserError: the first population holds none at all.
         """
         if not self.first:
-            raise UserError(
-                "evolution=sensitivity: the first population holds no solution of the linear program;"
-                " first_population=sensitivity asks for them"
-            )
+            raise UserError("evolution=sensitivity: the linear program found no net within the budget")
         return super().ask(n, rng)

@@ -241,8 +241,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         for path in temporary.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        if folder.exists():  # a kill from here on leaves no half of a checkpoint: none, or the new one
+            old = temporary_beside(folder.with_name(f"{folder.name}.old"))
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

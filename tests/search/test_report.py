@@ -143,7 +143,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         (fixture.run / "supernet" / name).unlink()
     (fixture.search_dir / "config.yaml").unlink()
     text = parse(write_report(fixture.search_dir)).text
-    assert "llama-cpp-python is not installed: pip install -e '.[gguf]' adds latency" in text
+    assert "the runtime is not installed, which adds latency, memory and sample text: pip install -e '.[gguf]'" in text
     assert "Nothing was exported" in text
     assert "–" in text
     assert "nan" not in text
