@@ -13,7 +13,7 @@ from supernet.config import one_line_errors, run_script
 @one_line_errors
 def main(config: DictConfig) -> None:
     """Tokens, supernet and gates, training, files for the search, a table."""
-    from supernet import plan, stage  # late: --help should not wait for torch
+    from supernet import outcome, plan, stage  # late: --help should not wait for torch
     from supernet.original import make_teacher
     from supernet.run import leads
 
@@ -23,15 +23,15 @@ def main(config: DictConfig) -> None:
         return
     with stage.opened(config) as run:
         if run.finished:
-            stage.say_finished(run)
+            outcome.say_finished(run)
             return
         data = stage.prepare_data(config)
         supernet = stage.make_supernet(config, data)
         training = stage.make_training(config, supernet, make_teacher(config, supernet))
         metrics = stage.train(config, run, training, data)
         if leads():
-            stage.save(config, run, training, data, metrics)
-            stage.say_finished(run)
+            outcome.save(config, run, training, data, metrics)
+            outcome.say_finished(run)
 
 
 if __name__ == "__main__":

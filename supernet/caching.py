@@ -31,6 +31,9 @@ def read_index(directory: Path) -> dict[str, Any]:
         UserError: the cache is missing, incomplete or damaged.
     """
     index = read_json(directory / INDEX)
+    for key in ("hash", "dtype", "slices", "row", "config", "files"):
+        if key not in index:
+            raise UserError(f"{directory / INDEX} is damaged: delete {directory} to have it built again")
     for name, digest in index["files"].items():
         path = directory / name
         if not path.is_file() or sha256(path) != digest:

@@ -4,14 +4,16 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from supernet.errors import UserError
 
+SCALARS = (bool, int, float, str, NoneType)
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -107,6 +109,10 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
             _stop(f"{error}: a group is chosen by the name of its file in conf/, as in hurdles=none")
         except (HydraException, OmegaConfBaseException) as error:
             _stop(_first_user_error(error) or str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not re.search("out of memory|DefaultCPUAllocator", str(error)):
+                raise
+            _stop(f"out of memory: a smaller batch_size needs less; train.py says with plan=true how much ({error})")
         except (OSError, SafetensorError) as error:
             _stop(f"{error} (what was written before is kept)")
         except KeyboardInterrupt:
@@ -151,6 +157,8 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         return instantiate(node, *args, **kwargs)
     except InstantiationException as error:
         told = _first_user_error(error)
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
         if told is None and isinstance(error.__cause__, TypeError | ValueError):
             told = f"{node['_target_']}: {error.__cause__} (see its file in conf/)"
         if told is None:
@@ -201,18 +209,38 @@ def _check_settings(node: Any, target: str) -> None:
             known = ", ".join(sorted(hints.keys() - {"args", "kwargs", "return"}))
             raise UserError(f"{target}: {where} is none of its settings, which are {known}")
         if not _fits(value, hints[key]):
-            wanted = getattr(hints[key], "__name__", hints[key])
-            raise UserError(f"{where} must be {wanted}, got {value!r}")
+            raise UserError(f"{where} must be {_said(hints[key])}, got {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a plain value may stand for `hint`; collections are left to the constructor."""
-    if not isinstance(value, bool | int | float | str | None):
-        return True
+    """Return whether a value may stand for `hint`; what is in a mapping is left to the constructor."""
+    from omegaconf import ListConfig
+
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if isinstance(value, ListConfig):
+        return hint not in SCALARS and (origin is not Sequence or all(_fits(item, arguments[0]) for item in value))
+    if not isinstance(value, SCALARS):
+        return hint not in SCALARS and origin not in (Sequence, tuple)
+    if origin in (Sequence, tuple, Mapping):
+        return False
     try:
         return isinstance(value, hint) or (isinstance(value, int) and isinstance(0.0, hint))
     except TypeError:  # a generic
         return True
+
+
+def _said(hint: Any) -> str:
+    """Return a type as a message names it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join("null" if argument is NoneType else _said(argument) for argument in arguments)
+    if origin in (Sequence, tuple):
+        return f"a list of {_said(arguments[0])}"
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    return "a mapping" if origin is Mapping else str(getattr(hint, "__name__", hint))
 
 
 def check_counts(config: Any) -> None:

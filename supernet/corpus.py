@@ -251,7 +251,7 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
             ROW_FORMATS[path.suffix.lower()], data_files=[pattern], split="train", streaming=True
         )
     except Exception as error:
-        raise UserError(f"{path} is damaged: {(str(error).splitlines() or ['?'])[0]}") from error
+        raise UserError(f"{path} is damaged: {(str(error).splitlines() or ['it holds no rows'])[0]}") from error
 
 
 def _text_of(row: dict[str, Any], text_key: str, where: str) -> str:

@@ -205,7 +205,7 @@ def prepare(
     identity = {
         "version": CACHE_VERSION,
         "content": content,
-        "tokenizer": vocab_size if given is None else fingerprint(given, Path(str(tokenizer_file))),
+        "tokenizer": vocab_size if given is None else fingerprint(given),
         "fractions": fractions,
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

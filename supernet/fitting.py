@@ -22,6 +22,7 @@ from supernet.files import replacing
 from supernet.randomness import derive
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+OURS = ("accumulate_grad_batches", "limit_train_batches", "overfit_batches", "max_steps", "max_epochs", "max_time")
 
 
 class _Steps(IterableDataset[Tensor]):
@@ -181,6 +182,9 @@ def check_trainer(settings: Mapping[str, Any]) -> L.Trainer:
     every = settings.get("checkpoint_every")
     if not isinstance(every, int) or every < 1:
         raise UserError(f"trainer.checkpoint_every must be 1 or more steps, got {every}")
+    for key in OURS:
+        if key in settings:
+            raise UserError(f"trainer.{key} cannot be set: which batch a step takes is the schedule's (conf/schedule/)")
     trainer = _trainer(settings, logger=False)
     if trainer.precision in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
         raise UserError(f"trainer.precision={trainer.precision} rounds what is trained; say bf16-mixed or 32-true")
@@ -189,7 +193,7 @@ def check_trainer(settings: Mapping[str, Any]) -> L.Trainer:
 
 def _trainer(settings: Mapping[str, Any], **more: Any) -> L.Trainer:
     own = {key: value for key, value in settings.items() if key != "checkpoint_every"}
-    if own["precision"] == "auto":
+    if own.get("precision") == "auto":
         own["precision"] = "bf16-mixed" if _has_bf16() else "32-true"
     trainer = build(OmegaConf.create(own), **more)
     assert isinstance(trainer, L.Trainer)

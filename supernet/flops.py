@@ -58,7 +58,7 @@ def phase_flops(
     """Return phase -> FLOPs of all its steps, per sequence of `n_tokens` that a step takes.
 
     A weight step trains the subnets of the schedule; in-place distillation reads the largest one's forward pass,
-    which is there already. A gate step trains the relaxed net, all of the largest, on its share of the sequences.
+    which is there already. A gate step trains the relaxed net, all of the largest; it takes fewer sequences.
 
     Args:
         supernet: whose subnets train.
@@ -73,7 +73,7 @@ def phase_flops(
     for step in range(schedule.steps):
         kind = schedule.kind(step)
         if kind == "gates":
-            total[kind] += TRAINING * largest * schedule.gate_share
+            total[kind] += TRAINING * largest
             continue
         total[kind] += teacher
         for _, architecture in schedule.subnets(supernet.space, seed, step):

@@ -16,7 +16,9 @@ PADDING = -1e9  # finite, so that its zero probability has a zero gradient too, 
 
 
 class Gates(nn.Module):
-    """Logits (n_sets, n_genes, n_choices), padded where a gene has fewer choices.
+    """For each set, logits (n_genes, n_choices), padded where a gene has fewer choices.
+
+    Sets are parameters of their own: a step that trains one leaves the others, and their momentum, alone.
 
     Args:
         space: the genes.
@@ -35,16 +37,16 @@ class Gates(nn.Module):
             start[i, : len(gene.choices)] = 0
             if gene.kind == "switch":
                 start[i, len(gene.choices) - 1] = keep_bias
-        self.logits = nn.Parameter(start.repeat(n_sets, 1, 1))
+        self.logits = nn.ParameterList([start.clone() for _ in range(n_sets)])
 
     @property
     def n_sets(self) -> int:
         """Number of sets of gates."""
-        return self.logits.shape[0]
+        return len(self.logits)
 
     def probabilities(self) -> Tensor:
         """Return (n_sets, n_genes, n_choices); padding is 0."""
-        return self.logits.softmax(-1)
+        return torch.stack(list(self.logits)).softmax(-1)
 
     def distributions(self, probabilities: Tensor) -> dict[str, Tensor]:
         """Return gene name -> probabilities over its choices, from one set's (n_genes, n_choices)."""

@@ -116,7 +116,8 @@ def origin(model: Mapping[str, Any]) -> dict[str, Any]:
         return {"flops_before": 0.0}
     with _about_init():
         summary = read_summary(Path(model["init"]))
-    return {"flops_before": float(summary["flops"] + summary.get("flops_before", 0.0))}
+    # Runs of before they were counted have none.
+    return {"flops_before": float(summary.get("flops", 0.0) + summary.get("flops_before", 0.0))}
 
 
 def checkpoint_of(model: Mapping[str, Any]) -> Checkpoint | None:

@@ -23,7 +23,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         log_probabilities = logits.log_softmax(-1)
         n = targets.numel()
-        loss = -torch.dot(log_probabilities.flatten(), teacher.flatten()) / n
+        # A sequence at a time: CUDA takes no product of more than 2^31 - 1 numbers.
+        products = [torch.dot(p.flatten(), t.flatten()) for p, t in zip(log_probabilities, teacher, strict=True)]
+        loss = -torch.stack(products).sum() / n
         next_token = -log_probabilities.gather(-1, targets.unsqueeze(-1)).mean()
         ctx.save_for_backward(log_probabilities.exp_().sub_(teacher).div_(n))
         ctx.mark_non_differentiable(next_token)

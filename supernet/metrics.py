@@ -22,8 +22,8 @@ class Metrics(L.Callback):
     Rows travel in the checkpoint, so a resumed run has each step once.
     """
 
-    def __init__(self, path: Path, schedule: Schedule, tokens_per_step: int) -> None:
-        self.path, self.schedule, self.tokens_per_step = path, schedule, tokens_per_step
+    def __init__(self, path: Path, schedule: Schedule, batch_size: int, n_tokens: int) -> None:
+        self.path, self.schedule, self.batch_size, self.n_tokens = path, schedule, batch_size, n_tokens
         self.rows: list[dict[str, Any]] = []
         self.seconds = {"alone": 0.0, "joint": 0.0, "gates": 0.0}
         self.latest: dict[str, Any] = {}  # of every value; not every step has each of them
@@ -39,7 +39,8 @@ class Metrics(L.Callback):
         elapsed = time.perf_counter() - self._started
         kind = self.schedule.kind(step)
         self.seconds[kind] += elapsed
-        rate = self.tokens_per_step / elapsed
+        rows = self.schedule.gate_rows(self.batch_size) if kind == "gates" else self.batch_size
+        rate = rows * self.n_tokens / elapsed
         pl_module.log("tokens_per_s", rate, prog_bar=True, batch_size=1)
         self.latest |= {k: v for k, v in trainer.callback_metrics.items() if k in COLUMNS}
         if step % EVERY == 0 or step == self.schedule.steps - 1 or kind == "gates":

@@ -85,6 +85,8 @@ class Supernet(nn.Module):
             raise UserError(f"model.d_model must ascend from 1 or more, got {list(self.d_model)}")
         if n_layers < 1:
             raise UserError(f"model.n_layers must be 1 or more, got {n_layers}")
+        if rope_theta <= 0 or norm_eps < 0:
+            raise UserError(f"model: rope_theta must be above 0, norm_eps 0 or more, got {rope_theta} and {norm_eps}")
         for name, fitting in (scales or {}).items():
             format_named(name, fitting)  # refused here if it cannot be
         if check_kv_format("model.kv_format", kv_format) == Q8_0.name and head_dim % Q8_0.group:

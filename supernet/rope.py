@@ -76,7 +76,7 @@ def check_scaling(key: str, settings: Mapping[str, Any] | None) -> Llama3Scaling
 
     Args:
         key: where they are set, for the message.
-        settings: the attributes of `Llama3Scaling`.
+        settings: the attributes of `Llama3Scaling`; `rope_type: llama3` may stand beside them.
 
     Raises:
         UserError: a key is missing or unknown, or a value makes no sense.
@@ -84,6 +84,9 @@ def check_scaling(key: str, settings: Mapping[str, Any] | None) -> Llama3Scaling
     if settings is None:
         return None
     names = [entry.name for entry in fields(Llama3Scaling)]
+    if settings.get("rope_type", "llama3") != "llama3":
+        raise UserError(f"{key}.rope_type must be llama3, got {settings['rope_type']!r}")
+    settings = {name: value for name, value in settings.items() if name != "rope_type"}
     if set(settings) != set(names):
         raise UserError(f"{key} must hold {', '.join(names)}, got {', '.join(map(str, settings)) or 'nothing'}")
     for name in names:

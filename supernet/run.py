@@ -168,7 +168,12 @@ def build_supernet(model: Mapping[str, Any], vocab_size: int) -> Supernet:
     """Build a supernet from its configuration; its targets must occur in `conf/`."""
     supernet = build(OmegaConf.create(described(model)), vocab_size=vocab_size)
     if not isinstance(supernet, Supernet):
-        supernet = supernet()
+        try:
+            supernet = supernet()
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model: {error} (conf/model/, conf/block/)") from None
     if not isinstance(supernet, Supernet):
         raise UserError(f"model: {type(supernet).__name__} is no supernet (conf/model/)")
     return supernet

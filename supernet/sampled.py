@@ -177,7 +177,7 @@ def _sampled(sampling: Sampling, config: dict[str, Any], fractions: dict[str, fl
         "version": CACHE_VERSION,
         "checkpoint": checkpoint.fingerprint(),
         "sampling": {key: value for key, value in sampling.describe().items() if key != "checkpoint"},
-        "tokenizer": fingerprint(tokenization, path),
+        "tokenizer": fingerprint(tokenization),
         "fractions": fractions,
         "row": row,
     }
@@ -192,7 +192,7 @@ def _sampled(sampling: Sampling, config: dict[str, Any], fractions: dict[str, fl
         rows = ((SLICE, ids) for path in sorted(shards.glob("*.npy")) for ids in np.load(path))
         splits: dict[str, Tokenized] = {split: islice(rows, counts[split]) for split in SPLITS}
         write_cache(directory, splits, [SLICE], tokenization, config, row)
-        shutil.rmtree(shards)
+        shutil.rmtree(shards, ignore_errors=True)
     return TokenData(directory, config)
 
 

@@ -80,7 +80,8 @@ class Schedule:
             if not set(kinds) <= set(KINDS):
                 raise UserError(f"schedule.{name} must hold some of {', '.join(KINDS)}, got {list(kinds)}")
         shares = {f"floor.{kind}": share for kind, share in self.floor.items()}
-        for name, share in {**shares, "inherit": self.inherit, "decay": self.decay}.items():
+        shares |= {name: getattr(self, name) for name in ("inherit", "decay", "final_lr", "gate_warmup", "hard_after")}
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise UserError(f"schedule.{name} must be from 0 to 1, got {share}")
         if not 0 < self.gate_share <= 1:

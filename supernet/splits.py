@@ -87,6 +87,8 @@ def split_documents(documents: Sequence[Document], fractions: Mapping[str, float
     dealt = _deal(eligible, fractions, sum(piece.n_bytes for piece in pieces))
     held_out = {piece.key for chosen in dealt.values() for piece in chosen}
     train = [piece for piece in pieces if piece.key not in held_out]
+    if not train:
+        raise UserError("data: the fractions of gate, valid and test leave nothing of so small a corpus to train on")
     _balance(dealt, train)
     return {name: list(_join(chosen)) for name, chosen in {"train": train, **dealt}.items()}
 

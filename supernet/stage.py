@@ -1,8 +1,6 @@
 """The steps of `train.py`, in the order it names them."""
 
 import copy
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,40 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from supernet.config import build, check, check_counts, job_name, number, plain
 from supernet.data import TokenData
 from supernet.errors import UserError
-from supernet.files import read_json, write_json
 from supernet.fitting import Batches, check_trainer, fit
-from supernet.flops import forward_flops, phase_flops
-from supernet.formats import MB
 from supernet.gates import Gates
-from supernet.genes import Genome
 from supernet.hardware import read_model
 from supernet.initial import completed, initial_supernet, origin, tokenizer_of
-from supernet.losses import evaluate
 from supernet.metrics import Metrics
 from supernet.model import Supernet
 from supernet.original import keep_original, original_of
 from supernet.randomness import derive
 from supernet.run import (
-    DATA,
-    GATES,
     SUMMARY,
     already_finished,
     claim,
     described,
-    gates_json,
     leads,
     locked,
-    save_supernet,
-    versions,
 )
-from supernet.subnet import extract
 from supernet.teacher import Teacher
-from supernet.tokenizer.storing import write_tokenization
 from supernet.training import SupernetTraining, check_budgets
 
 
@@ -66,6 +52,8 @@ class Run:
 
 def with_shape(config: DictConfig) -> DictConfig:
     """Return the configuration; where `model.init` names a pretrained checkpoint, what is null comes from that."""
+    if not isinstance(config.model.get("init"), str | None):
+        raise UserError(f"model.init must be a path, got {config.model.init!r}")
     if config.model.get("init") is None:
         if config.model.get("n_layers", 0) is None:
             raise UserError(
@@ -86,9 +74,19 @@ def opened(config: DictConfig) -> Iterator[Run]:
 
     check_settings(config)
     folder = Path(config.runs_dir) / job_name(config, "name")
+    if config.fresh:
+        _check_sources(config, folder)
     with locked(folder):
         finished = not config.fresh and already_finished(**_claim_of(config, folder))
         yield Run(folder, finished, typed_command(), {} if finished else origin(config.model))
+
+
+def _check_sources(config: DictConfig, folder: Path) -> None:
+    """Refuse to start over in a directory that the training itself reads from."""
+    for key in ("model.init", "data.tokenizer_file", "data.sampling.checkpoint", "gates.hardware"):
+        path = OmegaConf.select(config, key)
+        if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"fresh=true would delete {key}={path} first: take another name")
 
 
 def _claim_of(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -134,6 +132,11 @@ def make_supernet(config: DictConfig, data: TokenData) -> Supernet:
 def make_training(config: DictConfig, supernet: Supernet, teacher: Teacher | None) -> SupernetTraining:
     """Join supernet, gates, schedule and optimizer."""
     settings = config.gates
+    for key in ("budgets_mb", "budgets_ms"):
+        if not isinstance(settings[key], ListConfig):
+            raise UserError(f"gates.{key} must be a list, [] for none, got {settings[key]!r} (conf/gates/)")
+    if not isinstance(settings.hardware, str | None):
+        raise UserError(f"gates.hardware must be the path of a hardware.json, got {settings.hardware!r}")
     schedule = build(config.schedule)
     on = {key: [number(settings[key], i) for i in range(len(settings[key]))] for key in ("budgets_mb", "budgets_ms")}
     model = None
@@ -166,6 +169,7 @@ def make_training(config: DictConfig, supernet: Supernet, teacher: Teacher | Non
 
 def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData) -> Metrics:
     """Train to the end of the schedule; return the training curves."""
+    logger = _logger(config, run)
     claim(**_claim_of(config, run.folder), fresh=config.fresh)
     original = original_of(config)
     if original is not None and leads():
@@ -179,8 +183,7 @@ def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenD
         config.batch_size,
         config.sequence_length,
     )
-    metrics = Metrics(run.folder / "supernet" / "metrics.csv", schedule, config.batch_size * config.sequence_length)
-    logger = _logger(config, run)
+    metrics = Metrics(run.folder / "supernet" / "metrics.csv", schedule, config.batch_size, config.sequence_length)
     try:
         fit(training, batches, run.folder / "checkpoints", _plain(config.trainer), "train", [metrics], logger)
     finally:
@@ -195,99 +198,14 @@ def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenD
 def _logger(config: DictConfig, run: Run) -> Any:
     if not config.logger:
         return None
+    if config.logger.get("offline") is False:
+        import wandb
+
+        try:
+            wandb.login()
+        except wandb.Error as error:
+            raise UserError(f"logger: {error} (or logger.offline=true)") from None
     return build(config.logger, save_dir=str(run.folder), name=run.folder.name, id=run.folder.name)
-
-
-def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData, metrics: Metrics) -> None:
-    """Evaluate, and leave what the search reads; summary.json, written last, says that all is there."""
-    folder, supernet = run.folder / "supernet", training.supernet.eval()
-    save_supernet(folder, supernet, _plain(config.model))
-    write_tokenization(folder, data.tokenization)
-    write_json(folder / DATA, data.describe())
-    gates = training.gates if training.budgets else None
-    on = {unit: [budget.bound for budget in training.budgets if budget.unit == unit] for unit in ("MB", "ms")}
-    write_json(folder / GATES, gates_json(gates, on["MB"], training.gate_history, on["ms"]))
-    rows = data.evaluation_batch("valid", config.eval_sequences, config.sequence_length).to(training.device)
-    table = []
-    for name, genome in table_rows(training):
-        architecture = supernet.space.decode(genome)
-        loss, accuracy = evaluate(extract(supernet, genome).freeze_formats(), rows, config.batch_size)
-        size_mb = supernet.n_bytes(architecture) / MB
-        table.append({"name": name, "size_mb": size_mb, "valid_loss": loss, "valid_accuracy": accuracy})
-    sequences = config.batch_size * training.trainer.world_size
-    phases = _phases(training, metrics.seconds, sequences, config.sequence_length)
-    summary = {
-        "name": run.folder.name,
-        "command": run.command,
-        "table": table,
-        "parameters": sum(p.numel() for p in supernet.parameters()),
-        "genomes": float(supernet.space.n_genomes),
-        "steps": training.schedule.steps,
-        "tokens": sum(phase["tokens"] for phase in phases),
-        "seconds": round(sum(metrics.seconds.values()), 1),
-        "flops": sum(phase["flops"] for phase in phases),
-        **run.origin,
-        "phases": phases,
-        "threads": torch.get_num_threads(),
-        "device": str(training.device),
-        "versions": versions(),
-        "corpus": data.hash,
-        "finished": time.strftime("%Y-%m-%d %H:%M"),
-    }
-    write_json(folder / SUMMARY, summary)
-
-
-def table_rows(training: SupernetTraining) -> list[tuple[str, Genome]]:
-    """Return (name, genome) of the nets the closing table compares."""
-    gates = [(f"gates for {budget}", training.gates.mode(i)) for i, budget in enumerate(training.budgets)]
-    return [*training.supernet.space.baselines(), *gates]
-
-
-def _phases(
-    training: SupernetTraining, seconds: dict[str, float], sequences: int, n_tokens: int
-) -> list[dict[str, Any]]:
-    """Return what each phase cost, of `sequences` of `n_tokens` in a step; seconds are those of the steps alone."""
-    schedule = training.schedule
-    kinds = Counter[str](schedule.kind(step) for step in range(schedule.steps))
-    taught = forward_flops(training.teacher.decoder, n_tokens) if training.teacher else 0.0
-    flops = phase_flops(training.supernet, schedule, training.seed, n_tokens, taught)
-    return [
-        {
-            "name": name,
-            "steps": kinds[name],
-            "seconds": round(seconds[name], 1),
-            "tokens": round(kinds[name] * sequences * n_tokens * (schedule.gate_share if name == "gates" else 1)),
-            "flops": sequences * flops[name],
-        }
-        for name in seconds
-    ]
-
-
-def say_finished(run: Run) -> None:
-    """Print the table and the command that comes next."""
-    from supernet.cli import argument, print_table
-
-    summary = read_json(run.folder / "supernet" / SUMMARY)
-    if run.finished:
-        print(f"{run.folder} is finished ({summary['finished']}); fresh=true trains it again.")
-    rows = [
-        [r["name"], f"{r['size_mb']:.3f}", f"{r['valid_loss']:.4f}", f"{r['valid_accuracy']:.2%}"]
-        for r in summary["table"]
-    ]
-    title = f"{run.folder.name}: {summary['parameters'] / 1e6:.2f}M parameters, {summary['genomes']:.1e} subnets"
-    print_table(title, ["net", "size MB", "valid loss", "accuracy"], rows)
-    costs = [
-        [p["name"], f"{p['steps']:,}", f"{p['seconds']:,.0f}", f"{p['tokens'] / 1e6:,.2f}", f"{p['flops'] / 1e12:,.1f}"]
-        for p in summary["phases"]
-        if p["steps"] and "flops" in p  # runs of before it was counted lack it
-    ]
-    if costs:
-        print_table("what each phase cost", ["phase", "steps", "seconds", "M tokens", "TFLOPs"], costs)
-    budget = next(
-        (r["size_mb"] for r in summary["table"] if r["name"] == "uniform Q4_0"),
-        summary["table"][0]["size_mb"],
-    )
-    print(f"next: python search.py {argument('run', run.folder)} budget.size_mb={budget:.2f}")
 
 
 def _plain(node: Any) -> Any:

@@ -88,7 +88,7 @@ class SupernetTraining(L.LightningModule):
         optimizer = self.make_optimizer(
             [
                 *parameter_groups(self.supernet),
-                {"params": [self.gates.logits], "weight_decay": 0.0, "lr": self.gate_lr},
+                {"params": list(self.gates.parameters()), "weight_decay": 0.0, "lr": self.gate_lr},
             ]
         )
         for group in optimizer.param_groups:

@@ -12,7 +12,6 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from supernet.errors import UserError
-from supernet.files import sha256
 from supernet.tokenizer import CHAT_TEMPLATE, CONFIG, GENERATION, SPECIAL, Tokenization, prepared
 from supernet.tokenizer.sentencepiece import BYTES, convert
 from supernet.tokenizer.storing import TOKENIZER, TOKENIZER_FILES, read_tokenization
@@ -56,10 +55,10 @@ def load_tokenizer(path: Path) -> Tokenization:
     return _with_configured_template(tokenization)
 
 
-def fingerprint(tokenization: Tokenization, path: Path) -> str:
-    """Return what names, in the hash of a cache, a tokenizer that was read from `path`."""
+def fingerprint(tokenization: Tokenization) -> str:
+    """Return what names a tokenizer in the hash of a cache; the copy that a run keeps has the same name."""
     if len(tokenization.starts_documents) == 1 and not tokenization.files:
-        return sha256(path / TOKENIZER if path.is_dir() else path)
+        return hashlib.sha256(tokenization.json.encode()).hexdigest()
     return hashlib.sha256(json.dumps([tokenization.json, dict(tokenization.files)]).encode()).hexdigest()
 
 

@@ -289,7 +289,7 @@ def test_gradients_reach_every_gate(tiny_supernet, tokens, hard):
     if hard:  # the gradient of what a dropped block hides is 0
         choices |= {gene.name: 1 for gene in space if gene.kind == "switch"}
     next_token_loss(tiny_supernet(tokens, choices), tokens).backward()
-    gradient = gates.logits.grad[0]
+    gradient = gates.logits[0].grad
     assert gradient.isfinite().all()
     for gene, row in zip(space, gradient, strict=True):
         if isinstance(choices[gene.name], torch.Tensor):
@@ -302,7 +302,7 @@ def test_gradients_reach_every_gate(tiny_supernet, tokens, hard):
 def test_bytes_have_a_gradient(tiny_supernet):
     gates = Gates(tiny_supernet.space, 1, 1.0)
     tiny_supernet.n_bytes(gates.distributions(gates.probabilities()[0])).backward()
-    for gene, row in zip(tiny_supernet.space, gates.logits.grad[0], strict=True):
+    for gene, row in zip(tiny_supernet.space, gates.logits[0].grad, strict=True):
         assert row[0] < 0 < row[len(gene.choices) - 1], gene.name  # a cheaper choice lowers the bytes
 
 
