@@ -196,3 +196,6 @@ def test_a_run_goes_on_from_another(place):
     for override, message in refusals.items():
         assert message in place.train("name=other", f"model.init={trunk}", *short, override).error
     assert not (place.runs / "other").exists()
+    own = place.train(f"name={trunk.name}", f"model.init={trunk}", "fresh=true").error
+    assert f"fresh=true would delete model.init={trunk} first" in own
+    assert read(trunk / "supernet" / "summary.json") == before

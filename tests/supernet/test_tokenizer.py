@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 
 from supernet.corpus import Corpus, Document, TextFiles
 from supernet.data import SPLITS, prepare
@@ -18,22 +18,6 @@ from supernet.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, USE
 from supernet.tokenizer.storing import write_tokenization
 from tests.tokenizer_kinds import BEGIN, CHAT, END, STORIES, TURN, folder_of, llama2, llama3, ours
 
-BYTES_ALONE = {  # a tokenizer.json that no release of the library can change
-    "version": "1.0",
-    "added_tokens": [
-        {"id": 0, "content": END_OF_TEXT, "special": True, "normalized": False}
-        | {"single_word": False, "lstrip": False, "rstrip": False}
-    ],
-    "normalizer": None,
-    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-    "post_processor": None,
-    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-    "model": {
-        "type": "BPE",
-        "vocab": {token: i for i, token in enumerate([END_OF_TEXT, *sorted(pre_tokenizers.ByteLevel.alphabet())])},
-        "merges": [],
-    },
-}
 BYTE_PIECES = [(f"<0x{value:02X}>", 0.0, BYTE) for value in range(256)]
 SPECIAL_PIECES = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
 MERGED = ["▁a", "bc", "▁abc", "cb", "▁▁", "aa"]
@@ -246,7 +230,7 @@ def test_a_run_has_a_copy_of_its_tokenizer(tmp_path):
     fractions = dict(gate_fraction=0.04, valid_fraction=0.04, test_fraction=0.04)
     names = {"bos_token": "<s>", "eos_token": "</s>"}
     given = [folder_of(llama2(), tmp_path / "llama", **names), tmp_path / "ours.json"]
-    given[1].write_text(ours(300).json)
+    given[1].write_text(json.dumps(json.loads(ours(300).json)))  # not as the run writes its copy
     for path in given:
         data = prepare(corpus, str(tmp_path / "cache"), None, str(path), **fractions, sequence_length=32)
         run = tmp_path / f"run of {path.name}"
@@ -261,10 +245,7 @@ def test_a_run_has_a_copy_of_its_tokenizer(tmp_path):
 
 
 def test_caches_of_trained_tokenizers_are_what_they_were(tmp_path):
-    """The names are those of version 0.1, so that no run of before is built again."""
+    """The name is that of version 0.1, so that no run of before is built again."""
     data = build(tmp_path, None, 300)
     assert data.hash == "958f6e49f0152b5d"
     assert not (data.directory / "tokenizer_files.json").exists()
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps(BYTES_ALONE))
-    assert build(tmp_path, path).hash == "2cfd0c6f164a921d"
