@@ -25,6 +25,7 @@ def main(config: DictConfig) -> None:
         if run.finished:
             outcome.say_finished(run)
             return
+        plan.check_parts(config)
         data = stage.prepare_data(config)
         supernet = stage.make_supernet(config, data)
         training = stage.make_training(config, supernet, make_teacher(config, supernet))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -85,17 +86,12 @@ def plan(config: DictConfig) -> Plan:
         UserError: the training would refuse them, too.
     """
     check_settings(config)
-    trainer = check_trainer(config.trainer)
+    trainer, rehearsal = check_trainer(config.trainer), Rehearsal()
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    model: Any = OmegaConf.to_container(config.model, resolve=True)
-    vocab_size, rehearsal = _vocab_size(config), Rehearsal()
-    with rehearsal, torch.device(device), precision.module_init_context():
-        supernet = build_supernet(model, vocab_size)
-        batch = torch.zeros(config.batch_size, config.sequence_length + 1, dtype=torch.int64)
-    original = original_of(config)
+    training = _training(config, rehearsal, trainer)
+    supernet, teacher = training.supernet, training.teacher
     with rehearsal, torch.device(device):
-        teacher = make_teacher(config, supernet, _Unread(original)) if original else None
-    training = make_training(config, supernet, teacher)
+        batch = torch.zeros(config.batch_size, config.sequence_length + 1, dtype=torch.int64)
     optimizer = training.configure_optimizers()
     beyond: dict[str, int] = {}
     with rehearsal:
@@ -125,6 +121,29 @@ def plan(config: DictConfig) -> Plan:
         beyond=beyond,
         unit=_largest_unit(supernet),
     )
+
+
+def check_parts(config: DictConfig) -> None:
+    """Refuse before text is read or sampled what supernet, teacher, gates and optimizer would refuse after it.
+
+    Where the vocabulary comes from the corpus nothing is known yet, and nothing is refused.
+
+    Raises:
+        UserError: they cannot be made of these settings.
+    """
+    if checkpoint_of(config.model) is not None or config.data.tokenizer_file is not None:
+        _training(config, Rehearsal(), check_trainer(config.trainer))
+
+
+def _training(config: DictConfig, rehearsal: Rehearsal, trainer: L.Trainer) -> SupernetTraining:
+    """Return the training of tensors without memory."""
+    model: Any = OmegaConf.to_container(config.model, resolve=True)
+    device, vocab_size, original = trainer.strategy.root_device, _vocab_size(config), original_of(config)
+    with rehearsal, torch.device(device), trainer.precision_plugin.module_init_context():
+        supernet = build_supernet(model, vocab_size)
+    with rehearsal, torch.device(device):
+        teacher = make_teacher(config, supernet, _Unread(original)) if original else None
+    return make_training(config, supernet, teacher)
 
 
 class _Unread(Checkpoint):
