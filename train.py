@@ -14,8 +14,8 @@ from supernet.config import one_line_errors, run_script
 def main(config: DictConfig) -> None:
     """Tokens, supernet and gates, training, files for the search, a table."""
     from supernet import outcome, plan, stage  # late: --help should not wait for torch
+    from supernet.claims import leads
     from supernet.original import make_teacher
-    from supernet.run import leads
 
     config = stage.with_shape(config)
     if config.plan:

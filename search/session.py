@@ -22,6 +22,7 @@ from search.shipping import Shipyard
 from search.strategies.sensitivity import Sensitivity
 from search.subspace import check_kinds
 from search.workers import Workers, check_workers, make_workers
+from supernet.claims import already_finished, claim, locked
 from supernet.cli import typed_command
 from supernet.config import build, check, check_counts, job_name, plain
 from supernet.errors import UserError
@@ -29,7 +30,6 @@ from supernet.fitting import check_trainer
 from supernet.formats import MB, Q8_0
 from supernet.genes import KINDS, Architecture, Genome, SearchSpace
 from supernet.hardware import MIN_PROBES
-from supernet.run import already_finished, claim, locked
 from supernet.tokenizer import Tokenization
 
 JOURNAL, FRONT, FINALISTS, REPORT = "journal.jsonl", "front.json", "finalists.json", "report.html"

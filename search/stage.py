@@ -15,11 +15,11 @@ from search.journal import Journal
 from search.loop import evolve
 from search.original import original_baseline
 from search.session import FINALISTS, FRONT, JOURNAL, REPORT, Search, opened
+from supernet.claims import CONFIG, locked, read_config
 from supernet.cli import argument, print_table, progress, typed_command
 from supernet.config import job_name
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
-from supernet.run import CONFIG, locked, read_config
 
 __all__ = [
     "evolve",

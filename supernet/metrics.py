@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 
+from supernet.claims import leads
 from supernet.files import write_text
-from supernet.run import leads
 from supernet.sandwich import Schedule
 
 COLUMNS = ("loss_largest", "loss_smallest", "loss_sampled", "loss_gates", "temperature", "expected_mb")

@@ -1,12 +1,7 @@
-"""Run directories: who may write where, and what one stage leaves for the next."""
+"""Run directories: what one stage leaves for the next."""
 
-import fcntl
-import os
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,7 @@ from omegaconf import OmegaConf
 from supernet.config import build
 from supernet.data import TokenData
 from supernet.errors import UserError
-from supernet.files import read_json, replacing, write_json, write_text
+from supernet.files import read_json, replacing, write_json
 from supernet.gates import Gates
 from supernet.genes import SearchSpace
 from supernet.model import Supernet
@@ -25,119 +20,6 @@ from supernet.tokenizer.storing import read_tokenization
 
 WEIGHTS, SPACE, GATES = "model.safetensors", "space.json", "gates.json"
 DATA, SUMMARY = "data.json", "summary.json"
-CONFIG, LOCK = "config.yaml", ".lock"
-
-
-def leads() -> bool:
-    """Return whether this is the first process of a (distributed) run: it alone locks and writes."""
-    return not int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; one in which nothing came to be is removed again.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    if not leads():  # the first process holds it, and launched this one
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is in use by another process") from None
-        try:
-            yield
-        finally:
-            if list(folder.iterdir()) == [path]:
-                path.unlink()
-                folder.rmdir()
-
-
-def already_finished(
-    folder: Path, config: Mapping[str, Any], finished: Path, fresh_key: str, free: Collection[str] = ()
-) -> bool:
-    """Return whether the stage in `folder` is finished; the arguments are those of `claim`.
-
-    Raises:
-        UserError: the folder holds the same stage with other settings.
-    """
-    if _begun(folder) and (folder / CONFIG).exists():
-        before = read_config(folder / CONFIG, fresh_key)
-        changed = {key for key, _ in _flat(before).items() ^ _flat(config).items()}
-        keys = ", ".join(sorted(key for key in changed if not any(fnmatchcase(key, pattern) for pattern in free)))
-        if keys:
-            raise UserError(f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}")
-    return finished.exists()
-
-
-def read_config(path: Path, fresh_key: str) -> dict[str, Any]:
-    """Return the settings that a stage kept.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-        if isinstance(content, dict):
-            return {str(key): value for key, value in content.items()}
-        error: object = "no settings"
-    except Exception as raised:  # any parser error at all means the same to the user
-        error = raised
-    raise UserError(f"{path} is damaged ({error}); {fresh_key} starts over")
-
-
-def _begun(folder: Path) -> bool:
-    """Return whether anything came of a stage: settings alone bind nobody, they may be the mistake that ended it."""
-    return any(entry.name != CONFIG and not entry.name.startswith(".") for entry in folder.iterdir())
-
-
-def claim(
-    folder: Path,
-    config: Mapping[str, Any],
-    fresh: bool,
-    finished: Path,
-    fresh_key: str,
-    free: Collection[str] = (),
-) -> bool:
-    """Prepare `folder` for a stage; return whether the stage is already finished.
-
-    Args:
-        folder: the stage's directory, locked by the caller.
-        config: all settings, resolved; kept as config.yaml and compared with what is there.
-        fresh: delete what is there.
-        finished: the file a finished stage leaves.
-        fresh_key: how to say "start over", for the message.
-        free: patterns of dotted keys of settings that may differ from what is there.
-
-    Raises:
-        UserError: the folder holds the same stage with other settings.
-    """
-    if not leads():
-        return False
-    if fresh:
-        # A kill in here must leave neither a stage that looks finished nor one without its settings.
-        # What is named by a candidate's number goes before the journal, which says what the number means.
-        finished.unlink(missing_ok=True)
-        for entry in sorted(folder.iterdir(), key=lambda entry: not entry.is_dir()):
-            if entry.name not in (LOCK, CONFIG):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    elif already_finished(folder, config, finished, fresh_key, free):
-        return True
-    if not _begun(folder) or not (folder / CONFIG).exists():
-        write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-    return False
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, str]:
-    """Return dotted key -> repr of every leaf."""
-    if isinstance(node, Mapping) and node:
-        return {k: v for key, child in node.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): repr(node)}
 
 
 def versions() -> dict[str, str]:

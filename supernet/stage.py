@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from supernet.claims import already_finished, claim, leads, locked
 from supernet.config import build, check, check_counts, job_name, number, plain
 from supernet.data import TokenData
 from supernet.errors import UserError
@@ -21,14 +22,7 @@ from supernet.metrics import Metrics
 from supernet.model import Supernet
 from supernet.original import keep_original, original_of
 from supernet.randomness import derive
-from supernet.run import (
-    SUMMARY,
-    already_finished,
-    claim,
-    described,
-    leads,
-    locked,
-)
+from supernet.run import SUMMARY, described
 from supernet.teacher import Teacher
 from supernet.training import SupernetTraining, check_budgets
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from supernet.config import build
 from supernet.errors import UserError
 from supernet.files import write_json, write_text
-from supernet.run import build_supernet, claim, gates_json, load_supernet, locked, save_supernet
+from supernet.run import build_supernet, gates_json, load_supernet, save_supernet
 
 FORMATS = ["Q4_0", "F16"]
 MODEL = {
@@ -184,82 +184,3 @@ def test_a_constructors_complaint_names_the_target():
     nested["blocks"]["mlp"]["width"] = [64, 32]
     with pytest.raises(UserError, match=r"^model\.blocks\.mlp\.width must ascend"):
         build_supernet(nested, 40)
-
-
-# Directories.
-
-
-def test_one_process_at_a_time(tmp_path):
-    with locked(tmp_path / "a"):
-        with pytest.raises(UserError, match="a is in use by another process"), locked(tmp_path / "a"):
-            pass
-        with locked(tmp_path / "b"):
-            pass
-    with locked(tmp_path / "a"):
-        pass
-
-
-SETTINGS = {"name": "x", "model": {"d": [1, 2], "lr": 1e-5}, "logger": {}, "none": None, "text": "def "}
-
-
-def claimed(folder, settings=SETTINGS, fresh=False, free=()):
-    return claim(folder, settings, fresh, folder / "summary.json", "fresh=true", free)
-
-
-def test_the_same_command_goes_on(tmp_path):
-    assert not claimed(tmp_path)
-    assert not claimed(tmp_path)
-    (tmp_path / "summary.json").touch()
-    assert claimed(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "keys"),
-    [
-        ({"name": "y"}, "name"),
-        ({"model": {"d": [1, 3], "lr": 1e-5}}, r"model\.d"),
-        ({"model": {"d": [1, 2]}}, r"model\.lr"),
-        ({"logger": {"new": 1}, "none": 0}, r"logger, logger\.new, none"),
-    ],
-)
-def test_other_settings_are_refused_with_their_keys(tmp_path, change, keys):
-    claimed(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    kept = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(UserError, match=rf"begun with other settings \({keys}\); name another or say fresh=true"):
-        claimed(tmp_path, SETTINGS | change)
-    assert (tmp_path / "config.yaml").read_text() == kept
-
-
-def test_settings_that_nothing_came_of_bind_nobody(tmp_path):
-    with locked(tmp_path):
-        claimed(tmp_path)
-        claimed(tmp_path, SETTINGS | {"name": "y"})
-        assert "name: 'y'" in (tmp_path / "config.yaml").read_text()
-
-
-def test_what_no_result_depends_on_may_change(tmp_path):
-    settings = {"seed": 0, "targets": {"a": {"timeout_s": 600, "repeats": 5}}}
-    claimed(tmp_path, settings)
-    (tmp_path / "journal.jsonl").touch()
-    free = ("targets.*.timeout_s",)
-    assert not claimed(tmp_path, {**settings, "targets": {"a": {"timeout_s": 900, "repeats": 5}}}, free=free)
-    with pytest.raises(UserError, match=r"other settings \(targets\.a\.repeats\)"):
-        claimed(tmp_path, {**settings, "targets": {"a": {"timeout_s": 900, "repeats": 3}}}, free=free)
-
-
-def test_fresh_starts_over_and_keeps_the_lock(tmp_path):
-    with locked(tmp_path):
-        claimed(tmp_path)
-        (tmp_path / "summary.json").touch()
-        (tmp_path / "checkpoints").mkdir()
-        (tmp_path / "checkpoints" / "step=3.ckpt").touch()
-        assert not claimed(tmp_path, SETTINGS | {"name": "y"}, fresh=True)
-        assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.yaml"]
-
-
-def test_damaged_settings(tmp_path):
-    (tmp_path / "config.yaml").write_text("a: [1")
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match=r"(?s)config\.yaml is damaged .*fresh=true starts over"):
-        claimed(tmp_path)
