@@ -107,7 +107,8 @@ def _widths(key: str, value: Any, full: int, rounding: int) -> list[int]:
     if values and all(isinstance(share, float) and 0 < share <= 1 for share in values):
         values = sorted({max(rounding, round(share * full / rounding) * rounding) for share in values})
     if not values or values[-1] != full:
-        raise UserError(f"{key}: the last choice must be the checkpoint's, padded {full} (or 1.0), got {list(value)}")
+        asked = f"the last choice must be the checkpoint's, {full} (or 1.0), got {list(value)}"
+        raise UserError(f"{key}: {asked}; what fits no format's groups counts as padded")
     return values
 
 

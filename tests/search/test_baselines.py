@@ -130,7 +130,7 @@ def test_uniform_asks_for_the_formats_and_ends():
 def test_sensitivity_asks_for_the_solutions_in_formats_alone():
     candidates, _ = play("sensitivity")
     assert [c.genome for c in candidates] == SOLUTIONS
-    with pytest.raises(UserError, match="first_population=sensitivity asks for them"):
+    with pytest.raises(UserError, match="found no net within the budget"):
         play("sensitivity", first=FIRST[:3])
 
 
