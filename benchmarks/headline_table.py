@@ -220,14 +220,17 @@ def _cell(values: Sequence[float], shape: str) -> str:
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
-    """Draw rise of the test loss and accuracy kept over bytes, a line for each method, a dot for each seed."""
+    """Draw the rise of the test loss and the accuracy lost over bytes, a line for each method, a dot for each seed.
+
+    Losses span three decades and may be below F16's: axes are logarithmic but for a linear part about 0.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     rows = [row for row in content["rows"] if row["test_loss"] is not None and row["method"] != "F16"]
-    for axes, key, label in zip(
-        figure.subplots(1, 2), ("rise", "kept"), ("test loss over F16, nats", "accuracy kept"), strict=True
-    ):
+    rows = [{**row, "lost": 100 * (1 - row["kept"])} for row in rows]
+    panels = (("rise", "test loss over F16, nats", 0.002), ("lost", "accuracy lost, % of that of F16", 0.2))
+    for axes, (key, label, linear) in zip(figure.subplots(1, 2), panels, strict=True):
         for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             own = [row for row in rows if row["method"] == method]
             color = f"C{number}"
@@ -239,8 +242,12 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axes.set_xticks(sorted({r["budget"] for r in rows}), [f"{b:g}" for b in sorted({r["budget"] for r in rows})])
         axes.minorticks_off()
         axes.set_xlabel("bytes, % of the largest net in F16")
+        axes.set_yscale("symlog", linthresh=linear)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(bottom=min(-linear / 2, 1.3 * min(row[key] for row in rows)))
+        axes.axhline(0, color="gray", linewidth=0.8)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
