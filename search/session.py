@@ -251,7 +251,8 @@ def _check(search: Search) -> None:
         if target.kv_format == Q8_0.name and supernet.head_dim % Q8_0.group:
             least = f"heads of a multiple of {Q8_0.group} channels, these have {supernet.head_dim}"
             raise UserError(f"target {target.name}: a key-value cache in Q8_0 needs {least}")
-        if target.hardware is not None and not (search.folder / HARDWARE).exists():  # which holds a copy
+        kept = not config.fresh and (search.folder / HARDWARE).exists()  # a copy, which this search goes on with
+        if target.hardware is not None and not kept:
             measured_elsewhere(scorer.trained, target)
         if config.finalist_sizes_mb and not scorer.fitness:
             _ = scorer.quality(target.name)

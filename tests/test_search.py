@@ -127,6 +127,11 @@ def test_a_finished_search(place):
     assert "(budget.size_mb, evaluations)" in place.search(run, "evaluations=30", "budget.size_mb=0.07").error
     # A mistake beside it must not cost the search.
     assert "finetune" in place.search(run, "fresh=true", "finetune.steps=-1").error
+    copy = place.searched / "hardware.json"
+    copy.touch()
+    elsewhere = "targets.llama_cpp.hardware=nowhere.json"
+    assert "nowhere.json does not exist" in place.search(run, "fresh=true", elsewhere).error
+    copy.unlink()
     assert contents(place.searched) == before
 
 
