@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from gguf import GGMLQuantizationType
+from gguf.quants import IQ4_NL
 
 Packer = Callable[..., np.ndarray]
 
@@ -59,6 +60,11 @@ def _q4_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return _blocks(_bytes(scales, scales.shape[1]), _stacked(_grouped(codes, 8, 2, GROUP // 2), 4))
 
 
+def _iq4_nl(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    places = np.searchsorted(IQ4_NL.kvalues, codes).astype(np.int8)
+    return _blocks(_bytes(scales, scales.shape[1]), _stacked(_grouped(places, 0, 2, GROUP // 2), 4))
+
+
 def _quarters(codes: np.ndarray) -> np.ndarray:
     """Return (out, groups, 64) bytes of 2-bit codes: each half of a group is four runs of 32."""
     n_out, n_groups = codes.shape[:2]
@@ -98,6 +104,7 @@ PACKERS: dict[str, tuple[GGMLQuantizationType, Packer]] = {
     "Q8_0": (GGMLQuantizationType.Q8_0, _q8_0),
     "Q6_K": (GGMLQuantizationType.Q6_K, _q6_k),
     "Q5_0": (GGMLQuantizationType.Q5_0, _q5_0),
+    "IQ4_NL": (GGMLQuantizationType.IQ4_NL, _iq4_nl),
     "Q4_0": (GGMLQuantizationType.Q4_0, _q4_0),
     "Q3_K": (GGMLQuantizationType.Q3_K, _q3_k),
     "Q2_K": (GGMLQuantizationType.Q2_K, _q2_k),

@@ -14,7 +14,7 @@ from functools import cache
 from supernet.errors import UserError
 from supernet.formats.base import F16, F32, MB, Encoded, Fitting, ScaledFormat, WeightFormat
 from supernet.formats.bitsandbytes import INT8, NF4
-from supernet.formats.blocks import Q4_0, Q5_0, Q8_0
+from supernet.formats.blocks import IQ4_NL, Q4_0, Q5_0, Q8_0
 from supernet.formats.k_blocks import Q2_K, Q3_K, Q6_K
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "F32",
     "FORMATS",
     "INT8",
+    "IQ4_NL",
     "MB",
     "NF4",
     "Q2_K",
@@ -40,7 +41,7 @@ __all__ = [
 
 # What genes may choose from: INT8 is none, its scales belong to whole rows and do not survive slicing.
 FORMATS: dict[str, WeightFormat] = {
-    f.name: f for f in (Q2_K(), Q3_K(), NF4(), Q4_0(), Q5_0(), Q6_K(), Q8_0(), F16(), F32())
+    f.name: f for f in (Q2_K(), Q3_K(), NF4(), Q4_0(), IQ4_NL(), Q5_0(), Q6_K(), Q8_0(), F16(), F32())
 }
 
 

@@ -1,6 +1,7 @@
 """What a weight format is: codes, scales, and where the scales come from."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -212,13 +213,25 @@ class ScaledFormat(WeightFormat):
         assert factors is not None
         return factors
 
+    def rounded(self, codes: Tensor) -> Tensor:
+        """Return the codes nearest to some that are not whole, as floats; may work in place."""
+        return codes.round_().clamp_(self.low, self.high)
+
     def _codes(self, parts: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
-        return self._unrounded(parts, scale, offset).round_().clamp_(self.low, self.high)
+        return self.rounded(self._unrounded(parts, scale, offset))
 
     def _unrounded(self, parts: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
         # A zero scale is a part of zeros (or of values its store cannot tell from it): its codes are 0.
         inverse = torch.where(scale == 0, 0.0, 1.0 / scale).unsqueeze(-1)
         return parts * inverse if offset is None else (parts + offset.unsqueeze(-1)) * inverse
+
+
+def nearest(values: Tensor, bounds: Sequence[float]) -> Tensor:
+    """Return how many of the ascending bounds each value exceeds, as int8: the place of the level nearest to it."""
+    places = torch.zeros_like(values, dtype=torch.int8)
+    for bound in bounds:  # three times as fast as torch.bucketize on a CPU
+        places += values > bound
+    return places
 
 
 def _values(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:

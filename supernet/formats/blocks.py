@@ -1,9 +1,11 @@
-"""Blocks of 32 weights with a float16 scale: llama.cpp's `_0` formats (ggml-common.h)."""
+"""Blocks of 32 weights with a float16 scale: llama.cpp's `_0` formats, and IQ4_NL (ggml-common.h)."""
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from supernet.formats.base import F16_MAX, Encoded, ScaledFormat
+from supernet.formats.base import F16_MAX, Encoded, ScaledFormat, nearest
 
 
 class _Block(ScaledFormat):
@@ -41,3 +43,19 @@ class Q4_0(_Block):
     """4-bit codes in [-8, 7] and a scale: 18 bytes for 32 weights."""
 
     name, bits, low, high = "Q4_0", 4.5, -8, 7
+
+
+class IQ4_NL(_Block):
+    """16 uneven levels in [-127, 113] and a scale: 18 bytes for 32 weights, denser where weights are.
+
+    Where rows fit no K-format it errs least of what takes 4.5 bits. Its codes are the levels themselves.
+    """
+
+    name, bits, low, high = "IQ4_NL", 4.5, -127, 113
+    levels = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+    bounds = tuple((a + b) / 2 for a, b in pairwise(levels))
+
+    def rounded(self, codes: Tensor) -> Tensor:
+        """Return the nearest levels."""
+        places = nearest(codes, self.bounds)
+        return codes.new_tensor(self.levels).index_select(0, places.int().flatten()).view(codes.shape)

@@ -31,7 +31,7 @@ from supernet.blocks.attention import ElasticAttention
 from supernet.blocks.swiglu import ElasticSwiGLU
 from supernet.elastic import emulate
 from supernet.errors import UserError
-from supernet.formats import format_named
+from supernet.formats import IQ4_NL, format_named
 from supernet.genes import Architecture
 from supernet.hardware import read_model
 from supernet.model import Supernet
@@ -88,7 +88,13 @@ def supernet() -> Supernet:
 @pytest.fixture(scope="module")
 def wide() -> Supernet:
     """Rows of 256, as the K-formats need them."""
-    return build(tuple(sorted(PACKERS, key=lambda name: format_named(name).bits)), (256,), 64)
+    names = PACKERS.keys() - {IQ4_NL.name}  # as dense as Q4_0: a gene has one of them
+    return build(tuple(sorted(names, key=lambda name: format_named(name).bits)), (256,), 64)
+
+
+@pytest.fixture(scope="module")
+def uneven() -> Supernet:
+    return build((IQ4_NL.name, *FORMAT_NAMES[1:]), (64, 128), HEAD_DIM)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +262,10 @@ MIXED_K: Architecture = {
 }
 
 
-@pytest.mark.parametrize(("net", "changes", "others"), [("supernet", MIXED, "Q4_0"), ("wide", MIXED_K, "Q3_K")])
+@pytest.mark.parametrize(
+    ("net", "changes", "others"),
+    [("supernet", MIXED, "Q4_0"), ("uneven", MIXED, "IQ4_NL"), ("wide", MIXED_K, "Q3_K")],
+)
 def test_perplexity_of_mixed_formats_is_ours(
     request: pytest.FixtureRequest, target: LlamaCpp, ship: Ship, net: str, changes: Architecture, others: str
 ) -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from search.targets.packing import PACKERS
-from supernet.formats import FORMATS, format_named
+from supernet.formats import FORMATS, IQ4_NL, format_named
 from supernet.randomness import generator
 
 OUT, IN = 6, 1024
-CODES = {"Q8_0": 128, "Q6_K": 32, "Q5_0": 16, "Q4_0": 8, "Q3_K": 4, "Q2_K": 0}  # how far they reach below zero
+# How far codes reach below zero.
+CODES = {"Q8_0": 128, "IQ4_NL": 127, "Q6_K": 32, "Q5_0": 16, "Q4_0": 8, "Q3_K": 4, "Q2_K": 0}
 SUB_SCALES = {"Q6_K": (-128, 127), "Q3_K": (-32, 31), "Q2_K": (0, 15)}
 
 
@@ -18,6 +19,8 @@ def legal_parts(name: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Return codes, scales and sub-scales anywhere in their ranges, both ends included."""
     zero = CODES[name]
     codes = rng.integers(-zero, zero or 4, (OUT, IN)).astype(np.int8)
+    if name == "IQ4_NL":
+        codes = rng.choice(np.array(IQ4_NL.levels, np.int8), (OUT, IN))
     exponents = rng.uniform(-24, 15, (OUT, IN // 256, 2) if name == "Q2_K" else (OUT, IN // 256))
     scales = (np.exp2(exponents) * rng.choice([-1, 0, 1], exponents.shape)).astype(np.float16)
     if name not in SUB_SCALES:

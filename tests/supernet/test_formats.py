@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from supernet.blocks.attention import ElasticAttention
 from supernet.blocks.swiglu import ElasticSwiGLU
 from supernet.errors import UserError
-from supernet.formats import FORMATS, check_formats, format_named
+from supernet.formats import FORMATS, IQ4_NL, check_formats, format_named
 from supernet.formats.activations import rounded
 
 K_CODES = {"Q2_K": (0, 3), "Q3_K": (-4, 3), "Q6_K": (-32, 31)}
@@ -65,7 +65,9 @@ def test_more_bits_are_nearer():
     assert bits == sorted(bits)
 
 
-@pytest.mark.parametrize(("name", "n_bytes"), [("Q4_0", 18), ("Q5_0", 22), ("Q8_0", 34), ("F16", 64), ("F32", 128)])
+@pytest.mark.parametrize(
+    ("name", "n_bytes"), [("Q4_0", 18), ("IQ4_NL", 18), ("Q5_0", 22), ("Q8_0", 34), ("F16", 64), ("F32", 128)]
+)
 def test_bytes_of_32_weights(name, n_bytes):
     assert FORMATS[name].n_bytes(32) == n_bytes
 
@@ -85,7 +87,7 @@ def test_codes_and_scales_of_k_formats_stay_in_range(name, weight):
     assert low <= codes.min() and codes.max() <= high and lowest <= scales.min() and scales.max() <= highest
 
 
-@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0", "IQ4_NL", "Q5_0", "Q6_K"])
 def test_least_squares_errs_less(name):
     weight = normal(32, 256)
     errors = [(format_named(name, f).quantize(weight) - weight).square().mean() for f in ("mse", "absmax")]
@@ -113,7 +115,7 @@ def test_learned_factors_scale_and_learn(name):
     assert torch.equal(half, learned.quantize(weight.detach(), log_factors.detach().exp())[:, :256])
 
 
-@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q8_0", "NF4"])
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0", "IQ4_NL", "Q5_0", "Q8_0", "NF4"])
 @pytest.mark.parametrize("factor", [1.0, 0.6])
 def test_the_gradient_of_a_factor_is_that_of_a_learned_step(name, factor):
     """LSQ's equation 3, from the steps that are stored: code - weight / step inside, the last code outside."""
@@ -132,7 +134,7 @@ def test_the_gradient_of_a_factor_is_that_of_a_learned_step(name, factor):
         outside = (codes < learned.low - 0.5) | (codes > learned.high + 0.5)
     wanted = (gradient * (q - torch.where(outside.flatten(-2), 0.0, w))).unflatten(-1, (-1, learned.part)).sum(-1)
     torch.testing.assert_close(log_factors.grad, wanted)
-    assert outside.any() == (factor < 1 or name in ("Q3_K", "Q4_0", "Q5_0"))
+    assert outside.any() == (factor < 1 or name in ("Q3_K", "Q4_0", "IQ4_NL", "Q5_0"))
 
 
 def test_an_unknown_fitting_is_refused():
@@ -162,6 +164,18 @@ def test_integers_that_are_codes_are_exact(name, sign):
     assert torch.equal(FORMATS[name].quantize(row), row)
     if name != "Q8_0":  # the scale takes the sign, so that the code is `low` either way
         assert scales.item() == sign and codes.min() == low
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_uneven_levels_are_exact_and_what_lies_between_goes_to_the_nearest(sign):
+    levels = torch.tensor(IQ4_NL.levels).float()
+    row = torch.cat((levels, levels.flip(0))) * sign
+    codes, scales = IQ4_NL().encode(row)
+    assert torch.equal(IQ4_NL().quantize(row), row)
+    assert scales.item() == sign and codes.tolist() == (sign * row).int().tolist()
+    between = torch.linspace(-127, 113, 481)
+    wanted = levels[(between.unsqueeze(1) - levels).abs().argmin(1)]
+    assert torch.equal(IQ4_NL().rounded(between), wanted)
 
 
 @every_format
