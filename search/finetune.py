@@ -33,7 +33,6 @@ class FineTuning:
         batch_size: sequences in a step, of the run's own sequence length.
         distillation: share of the teacher's predictions in the target; the rest is the next token itself.
         weight_decay: of matrices.
-        learned_scales: the scales of formats are trained along with the weights (LSQ, arXiv 1902.08153).
         baselines: fine-tune the uniform formats of the largest net too, in the same way.
         trainer: settings of `lightning.Trainer`.
     """
@@ -45,7 +44,6 @@ class FineTuning:
     batch_size: int
     distillation: float
     weight_decay: float
-    learned_scales: bool
     baselines: bool
     trainer: Mapping[str, Any]
 
@@ -88,9 +86,6 @@ class FineTuning:
         weights = folder / "model.safetensors"
         if not weights.exists():
             length = int(data.config["sequence_length"])
-            if self.learned_scales:
-                for linear in decoder.linears():
-                    linear.learn_scales()
             settings = replace(self, steps=self.steps_for(decoder, teacher, length))
             module = _Module(settings, decoder, teacher)
             draws = derive(seed, "fine-tuning")

@@ -1,7 +1,7 @@
 """The parts of a plain net: weights in a format, norms, blocks."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,6 @@ class Linear(nn.Module):
         emulated: whether that is done here.
     """
 
-    log_factors: nn.Parameter | None
-
     def __init__(self, weight: Tensor, weight_format: WeightFormat, log_factors: Tensor | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=torch.is_grad_enabled())
@@ -49,19 +47,6 @@ class Linear(nn.Module):
         """Return the weight (out, in) as the runtime will see it."""
         weight = self.format.fake_quantize(self.weight, self.log_factors)
         return Matrix(weight, self.activations if self.emulated else F32.name)
-
-    @torch.no_grad()
-    def learn_scales(self) -> None:
-        """Give the scales factors to be trained, which begin where rounding errs least; those there are stay."""
-        if self.format.part and self.log_factors is None:
-            self.log_factors = nn.Parameter(self.format.fitted_factors(self.weight).log())
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take factors that were learned in fine-tuning along with the weights."""
-        factors = state_dict.get(f"{prefix}log_factors")
-        if factors is not None and self.log_factors is None:
-            self.log_factors = nn.Parameter(torch.empty_like(factors))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def encoded(self) -> Encoded:

@@ -77,10 +77,6 @@ class WeightFormat(ABC):
                 response = quantized - weight.masked_fill(self.clipped(weight, factors), 0.0)
         return _StraightThrough.apply(weight, quantized, log_factors, response)
 
-    def fitted_factors(self, weight: Tensor) -> Tensor:
-        """Return the factors on the scales (..., in / part) that `mse` takes: those under which rounding errs least."""
-        raise TypeError(f"{self.name} has no scales to fit")
-
     def clipped(self, weight: Tensor, factors: Tensor) -> Tensor:
         """Return which weights (..., in) lie beyond the last code, more than rounding would bring back."""
         return torch.zeros_like(weight, dtype=torch.bool)
@@ -188,11 +184,6 @@ class ScaledFormat(WeightFormat):
         parts = weight.unflatten(-1, (-1, self.part))
         scales = self.stored(*self.store(*self._fitted(parts, factors)))
         return _values(self._codes(parts, *scales), *scales).flatten(-2)
-
-    def fitted_factors(self, weight: Tensor) -> Tensor:
-        """Return the factors (..., in / part) of least squares."""
-        parts = weight.unflatten(-1, (-1, self.part))
-        return self._least_squares(parts, *self.extremes(parts))
 
     def clipped(self, weight: Tensor, factors: Tensor) -> Tensor:
         """Return which weights (..., in) lie more than half a step beyond the last code."""

@@ -59,22 +59,15 @@ class NF4(WeightFormat):
         parts = weight.unflatten(-1, (-1, self.part))
         return (parts.abs() > self._scales(parts, factors).unsqueeze(-1)).flatten(-2)
 
-    def fitted_factors(self, weight: Tensor) -> Tensor:
-        """Return the factors (..., in / 64) of least squares."""
-        return self._least_squares(weight.unflatten(-1, (-1, self.part)))
-
     def _scales(self, parts: Tensor, factors: Tensor | None) -> Tensor:
-        if factors is None and self.fitting == "mse":
-            factors = self._least_squares(parts)
         scales = parts.abs().amax(-1)
-        return scales if factors is None else scales * factors
-
-    def _least_squares(self, parts: Tensor) -> Tensor:
-        fractions = parts.new_tensor(ScaledFormat.fractions)
-        scales = parts.abs().amax(-1)
-        tried = [scales * fraction for fraction in fractions]
+        if factors is not None:
+            return scales * factors
+        if self.fitting != "mse":
+            return scales
+        tried = torch.stack([scales * fraction for fraction in ScaledFormat.fractions])
         errors = torch.stack([(_values(_nearest(parts, s), s) - parts).square_().sum(-1) for s in tried])
-        return fractions[errors.argmin(0)]
+        return tried.gather(0, errors.argmin(0, keepdim=True)).squeeze(0)
 
 
 def _nearest(parts: Tensor, scales: Tensor) -> Tensor:
