@@ -27,6 +27,8 @@ class FineTuning:
 
     Attributes:
         steps: 0 for none.
+        trial_steps: that the inherited weights and those of the run's original, cut to size, are both tuned for; the
+            better on `valid` then begins anew, for all steps. 0, or no original: the inherited ones.
         equal_flops: a net gets as many more steps as its step costs less FLOPs than the largest net's.
         lr: highest learning rate of AdamW, falling linearly to 0.
         warmup_steps: over which it rises.
@@ -38,6 +40,7 @@ class FineTuning:
     """
 
     steps: int
+    trial_steps: int
     equal_flops: bool
     lr: float
     warmup_steps: int
@@ -48,10 +51,10 @@ class FineTuning:
     trainer: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.lr <= 0 or self.batch_size < 1 or not 0 <= self.distillation <= 1:
-            raise UserError(
-                "finetune: steps must be 0 or more, lr above 0, batch_size 1 or more, distillation from 0 to 1"
-            )
+        if min(self.steps, self.trial_steps) < 0 or self.lr <= 0 or self.batch_size < 1:
+            raise UserError("finetune: steps and trial_steps must be 0 or more, lr above 0, batch_size 1 or more")
+        if not 0 <= self.distillation <= 1:
+            raise UserError(f"finetune.distillation must be from 0 to 1, got {self.distillation}")
 
     def steps_for(self, decoder: Decoder, teacher: Decoder, length: int) -> int:
         """Return how many steps a decoder gets; with `equal_flops` all cost what the teacher itself would.
@@ -69,6 +72,11 @@ class FineTuning:
         predicting = largest if self.distillation else 0.0
         costs = [tuning_flops(forward, predicting) for forward in (largest, forward_flops(decoder, length))]
         return round(self.steps * costs[0] / costs[1])
+
+    @property
+    def trial(self) -> "FineTuning":
+        """The same for as long as a trial takes."""
+        return replace(self, steps=self.trial_steps)
 
     def tune(self, folder: Path, name: str, decoder: Decoder, teacher: Decoder, data: TokenData, seed: int) -> Decoder:
         """Return the fine-tuned decoder; its weights are kept in `folder`, so that this is done once.

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
+from search.beginning import Beginnings
 from search.candidate import Candidate
 from search.finalists import Judge
 from search.finetune import FineTuning
@@ -73,6 +74,12 @@ class Shipyard:
         """What finalists learn from: the original that the run keeps, else the largest subnet."""
         original = kept_original(self.trained.folder)
         return self.inherited(self.space.largest).freeze_formats() if original is None else decoder_of(original)
+
+    @cached_property
+    def beginnings(self) -> Beginnings:
+        """What fine-tuning may begin with."""
+        rows = self.judge.valid, self.config.eval_batch_size
+        return Beginnings(self.trained, self.data, self.finetuning, self.teacher, *rows, self.config.seed)
 
     def inherited(self, genome: Genome) -> Decoder:
         """Return the subnet as extracted."""
@@ -161,11 +168,11 @@ class Shipyard:
             return read_json(done)
         decoder = self.inherited(genome)
         inherited = self.judge.scores(self.as_run(decoder))
-        fine_tuned = None
+        fine_tuned = trial = None
         if tune:
-            decoder = self.finetuning.tune(
-                work, f"fine-tune {name}", decoder, self.teacher, self.data, self.config.seed
-            )
+            begun, trial = self.beginnings.choose(work, genome, decoder)
+            draws = self.data, self.config.seed
+            decoder = self.finetuning.tune(work, f"fine-tune {name}", begun, self.teacher, *draws)
             fine_tuned = self.judge.scores(self.as_run(decoder))
         entry: dict[str, Any] = {
             "id": candidate.id if candidate else None,
@@ -175,6 +182,7 @@ class Shipyard:
             "scores": dict(candidate.scores) if candidate else self.scorer.known(genome),
             "inherited": inherited,
             "fine_tuned": fine_tuned,
+            "trial": trial,
             "export": f"export/{candidate.id}" if candidate else None,
         }
         if candidate:

@@ -1,9 +1,10 @@
 """Order by importance: what prefixes are cut from holds first what matters most; the function stays the same.
 
-Once-for-all networks sort channels before widths become elastic (Cai et al., arXiv 1908.09791, section 3.3). Here a
-channel or head counts by how much it adds on some text: the mean magnitude of its activation times the norm of the
-weights that read it (Wanda, arXiv 2306.11695, for whole channels). A channel of the residual stream is read behind
-every norm, so its scores there are summed, as Minitron does with activations alone (arXiv 2407.14679).
+Once-for-all networks sort channels before widths become elastic (Cai et al., arXiv 1908.09791, section 3.3). Here
+hidden channels are eliminated one by one, the least needed first (`elimination.py`), and a head counts by how much it
+adds on some text. A channel of the residual stream counts by the mean magnitude of its activation times the norm of
+the weights that read it (Wanda, arXiv 2306.11695, for whole channels); it is read behind every norm, so its scores
+there are summed, as Minitron does with activations alone (arXiv 2407.14679).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -32,6 +32,7 @@ LAYERS = {
     "supernet.plain": FOUNDATIONS,
     "supernet.rope": {"supernet.errors"},
     "supernet.elastic": FOUNDATIONS | PARTS,
+    "supernet.elimination": set(),
     "supernet.gates": FOUNDATIONS,
     "supernet.sandwich": FOUNDATIONS,
     "supernet.losses": FOUNDATIONS,
@@ -132,7 +133,7 @@ def test_blocks_are_injected():
     for module in ("supernet.model", "supernet.subnet", "supernet.elastic", "supernet.training", "supernet.run"):
         assert not {name for name in reached(module) if name.startswith("supernet.blocks")}, module
     for module in below("supernet.blocks"):
-        assert reached(module) <= FOUNDATIONS | PARTS | {"supernet.elastic"}, module
+        assert reached(module) <= FOUNDATIONS | PARTS | {"supernet.elastic", "supernet.elimination"}, module
 
 
 def test_targets_and_objectives_know_no_stage():

@@ -17,6 +17,7 @@ from supernet.elastic import (
     extent,
     format_gene,
 )
+from supernet.elimination import elimination_order
 from supernet.errors import UserError
 from supernet.formats import Q4_0, Fitting, check_formats
 from supernet.genes import Gene, Value
@@ -136,11 +137,10 @@ class ElasticSwiGLU(ElasticModule):
         return Stream(self.norm, (self.gate_proj, self.up_proj), (self.down_proj,))
 
     def ordered(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[list[int], list[Reordering]]:
-        """Return the hidden channels in the order of mean magnitude times norm of the weights that read them."""
+        """Return the hidden channels in the order in which `down_proj` needs them, see `elimination_order`."""
         x = self.norm(x, x.shape[-1])
         hidden = F.silu(F.linear(x, self.gate_proj.weight)) * F.linear(x, self.up_proj.weight)
-        score = hidden.abs().flatten(0, -2).mean(0) * self.down_proj.weight.norm(dim=0)
-        order = score.argsort(descending=True, stable=True)
+        order = elimination_order(hidden.flatten(0, -2), self.down_proj.weight)
         rows, columns = (lambda w: w[order]), (lambda w: w[:, order])
         weights = (self.gate_proj.weight, rows), (self.up_proj.weight, rows), (self.down_proj.weight, columns)
         return order.tolist(), list(weights)

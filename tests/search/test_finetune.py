@@ -13,6 +13,7 @@ LENGTH = 12
 def settings(**changes):
     values = {
         "steps": 120,
+        "trial_steps": 0,
         "equal_flops": True,
         "lr": 1e-3,
         "warmup_steps": 2,
