@@ -61,7 +61,9 @@ class Beginnings:
         if supernet is not None:
             length = int(self.data.config["sequence_length"])
             n = max(1, ORDER_TOKENS // length)
-            order_by_importance(supernet, self.data.batch("train", derive(self.seed, "order"), 0, n, length)[:, :-1])
+            rows = self.data.batch("train", derive(self.seed, "order"), 0, n, length).to(best_device())
+            order_by_importance(supernet.to(best_device()), rows[:, :-1])
+            supernet.cpu()
         return supernet
 
     def choose(self, work: Path, genome: Genome, inherited: Decoder) -> tuple[Decoder, dict[str, float] | None]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-4  # added to the moments, as a share of their mean diagonal
-ROUNDS = 128  # in which channels go, at most: one at a time where there are no more
+ROUNDS = 128  # in which channels go, at least: some at a time where there are many more
 
 
 def elimination_order(read: Tensor, weight: Tensor) -> Tensor:
@@ -26,10 +26,9 @@ def elimination_order(read: Tensor, weight: Tensor) -> Tensor:
     left = torch.arange(len(inverse), device=weight.device)
     at_once, gone = max(1, len(left) // ROUNDS), []
     while len(left):
-        error = weight.square().sum(0) / inverse.diagonal()
-        out = error.argsort(stable=True)[:at_once]
+        least_first = (weight.square().sum(0) / inverse.diagonal()).argsort(stable=True)
+        out, stay = least_first[:at_once], least_first[at_once:].sort().values
         gone.append(left[out])
-        stay = torch.ones_like(left, dtype=torch.bool).index_fill_(0, out, False)
         correction = torch.linalg.solve(inverse[out][:, out], inverse[out][:, stay])
         weight = weight[:, stay] - weight[:, out] @ correction
         inverse = inverse[stay][:, stay] - inverse[stay][:, out] @ correction

@@ -22,6 +22,12 @@ def is_original(entry: Entry) -> bool:
     return str(entry.get("name")).startswith("original")
 
 
+def begun_with_original(entry: Entry) -> bool:
+    """Say whether the fine-tuning of a net began with the original's weights, not the supernet's."""
+    trial: dict[str, float] = entry.get("trial") or {}
+    return bool(trial) and min(trial, key=lambda name: trial[name]) == "original"
+
+
 def shipped(entry: Entry) -> Entry:
     """Return the scores of the weights that are shipped: fine-tuned if they exist, else inherited."""
     return entry.get("fine_tuned") or entry.get("inherited") or {}

@@ -8,7 +8,17 @@ from search.report.grids import grid, grid_html
 from search.report.html import Column, Page, Row, format_number, table
 from search.report.lineage import add_lineage
 from search.report.measured import COSTS, add_measured
-from search.report.nets import best_finalist, is_original, measured, nets_of, perplexity, predicted, shipped, size_of
+from search.report.nets import (
+    begun_with_original,
+    best_finalist,
+    is_original,
+    measured,
+    nets_of,
+    perplexity,
+    predicted,
+    shipped,
+    size_of,
+)
 from search.report.scores import base, budgets, digits, objectives, weights, words
 from search.report.usage import add_usage
 
@@ -68,6 +78,9 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
     original = ""
     if any(map(is_original, data.baselines.get(target, []))):
         original = "<i>Original</i>: the pretrained model as it came, on which nothing here was trained. "
+        begun = [entry["name"] for entry, _ in nets_of(data, target) if begun_with_original(entry)]
+        if begun:
+            original += f"Fine-tuned from its weights, cut to size: {escape(', '.join(begun))}. "
     rows = []
     for entry, kind in nets_of(data, target):
         values: list[object] = [entry["name"], size_of(entry)]

@@ -137,7 +137,9 @@ class ElasticSwiGLU(ElasticModule):
         return Stream(self.norm, (self.gate_proj, self.up_proj), (self.down_proj,))
 
     def ordered(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[list[int], list[Reordering]]:
-        """Return the hidden channels in the order in which `down_proj` needs them, see `elimination_order`."""
+        """Return the hidden channels in the order in which `down_proj` needs them; where none are cut, as they are."""
+        if len(self.widths) == 1:
+            return list(range(self.widths[0])), []
         x = self.norm(x, x.shape[-1])
         hidden = F.silu(F.linear(x, self.gate_proj.weight)) * F.linear(x, self.up_proj.weight)
         order = elimination_order(hidden.flatten(0, -2), self.down_proj.weight)

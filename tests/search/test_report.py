@@ -119,11 +119,14 @@ def test_a_pretrained_models_text_and_padding_are_shown(tmp_path: Path) -> None:
         "sample": "Once upon a time there was an original.",
     }
     baselines.append({**baselines[-1], **own, "inherited": baselines[0]["inherited"]})
+    first, second, *_ = content["targets"]["llama_cpp"]["finalists"]
+    first["trial"], second["trial"] = {"inherited": 2.0, "original": 1.9}, {"inherited": 1.9, "original": 2.0}
     write_json(path, content)
     text = parse(write_report(fixture.search_dir)).text
     assert "model.blocks.mlp.width from 172 to 192" in text and HOSTILE in text
     assert text.index("there was an original.") < text.index("largest F16')")  # the first of the cards
     assert "Original: the pretrained model as it came" in text
+    assert f"Fine-tuned from its weights, cut to size: {first['name']}. " in text
     write_json(summary, {**read_json(summary), "pretrained": {**pretrained, "padded": {}}})
     assert "Nothing had to be padded" in parse(write_report(fixture.search_dir)).text
 
