@@ -15,13 +15,15 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTra
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 Rope = tuple[Tensor, Tensor]
+# What transformers calls the key-value cache: `cache` from 5.24 on.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class SubnetConfig(PreTrainedConfig):
     """Sizes of a decoder."""
 
     model_type = "supernet_subnet"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = (CACHE,)
 
     def __init__(
         self,
@@ -191,6 +193,7 @@ class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -204,7 +207,8 @@ class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: (batch, tokens); or give `inputs_embeds` (batch, tokens, hidden).
             attention_mask: (batch, seen tokens), 0 for padding.
             position_ids: (batch, tokens); by default they go on from the cache.
-            past_key_values: the cache of an earlier call.
+            cache: the key-value cache of an earlier call.
+            past_key_values: the same, as it was called before transformers 5.24.
             inputs_embeds: instead of `input_ids`.
             labels: (batch, tokens); -100 is ignored.
             use_cache: make a cache where none is given.
@@ -212,19 +216,20 @@ class SubnetForCausalLM(PreTrainedModel, GenerationMixin):
             **kwargs: what the loss takes.
         """
         x = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = DynamicCache()
-        n_tokens, n_past = x.shape[1], 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = past_key_values if cache is None else cache
+        if cache is None and (self.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache()
+        n_tokens, n_past = x.shape[1], 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = torch.arange(n_past, n_past + n_tokens, device=x.device).unsqueeze(0)
         mask = _mask(attention_mask, n_tokens, n_past, x.device)
-        x = self.model(x, self._rope(position_ids, x.dtype), mask, past_key_values)
+        x = self.model(x, self._rope(position_ids, x.dtype), mask, cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = F.linear(x[:, keep], self._head())
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
 
 
 def _stretched(

@@ -21,7 +21,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from search.targets.child import Failure, processor, resident_bytes, serve, start_of_peak
-from search.targets.hf_modeling import SubnetConfig, SubnetForCausalLM
+from search.targets.hf_modeling import CACHE, SubnetConfig, SubnetForCausalLM
 from supernet.losses import score_tokens
 
 CONFIG = "config.json"
@@ -92,8 +92,8 @@ class Session:
     def decode(self, tokens: Sequence[int]) -> Tensor:
         """Append `tokens` and return the logits (vocab,) after the last, on the device."""
         ids = torch.tensor([tokens], device=self.device)
-        out = self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = out.past_key_values
+        out = self.model(ids, use_cache=True, logits_to_keep=1, **{CACHE: self.cache})
+        self.cache = out[CACHE]
         return out.logits[0, -1]
 
     def kv_bytes(self) -> int:
