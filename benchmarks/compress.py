@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sampled", type=int, default=2_000_000, help="tokens of text that the Llama writes")
     parser.add_argument("--steps", type=int, default=3000, help="of the supernet")
-    parser.add_argument("--sequence-length", type=int, default=256, help="tokens that nets are trained and searched on")
+    parser.add_argument("--sequence-length", type=int, default=512, help="tokens that nets are trained and searched on")
     parser.add_argument("--tune-steps", type=int, default=1500, help="of each net")
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--prompt", default="Once upon a time", help="of the texts in the search's report")

@@ -29,6 +29,8 @@ class FineTuning:
         steps: 0 for none.
         trial_steps: that the inherited weights and those of the run's original, cut to size, are both tuned for; the
             better on `valid` then begins anew, for all steps. 0, or no original: the inherited ones.
+        full_precision: share of the steps, the first ones, in which no weight is rounded: a net gets used to its
+            structure, and to its formats when the rate has fallen (ParetoQ, arXiv 2502.02631, has 0.9).
         equal_flops: a net gets as many more steps as its step costs less FLOPs than the largest net's.
         lr: highest learning rate of AdamW, falling linearly to 0.
         warmup_steps: over which it rises.
@@ -41,6 +43,7 @@ class FineTuning:
 
     steps: int
     trial_steps: int
+    full_precision: float
     equal_flops: bool
     lr: float
     warmup_steps: int
@@ -55,6 +58,8 @@ class FineTuning:
             raise UserError("finetune: steps and trial_steps must be 0 or more, lr above 0, batch_size 1 or more")
         if not 0 <= self.distillation <= 1:
             raise UserError(f"finetune.distillation must be from 0 to 1, got {self.distillation}")
+        if not 0 <= self.full_precision <= 1:
+            raise UserError(f"finetune.full_precision must be from 0 to 1, got {self.full_precision}")
 
     def steps_for(self, decoder: Decoder, teacher: Decoder, length: int) -> int:
         """Return how many steps a decoder gets; with `equal_flops` all cost what the teacher itself would.
@@ -102,6 +107,8 @@ class FineTuning:
             with replacing(weights) as temporary:
                 save_file({k: v.detach().cpu() for k, v in decoder.state_dict().items()}, temporary)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # several times the weights
+            for linear in decoder.linears():
+                linear.rounds = True
         decoder.load_state_dict(load_file(weights))
         return decoder.cpu()
 
@@ -124,6 +131,8 @@ class _Module(L.LightningModule):
         factor = min((step + 1) / max(1, s.warmup_steps), (s.steps - step) / s.steps)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = s.lr * factor
+        for linear in self.decoder.linears():
+            linear.rounds = step >= s.full_precision * s.steps
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         tokens, targets = batch[:, :-1], batch[:, 1:]

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from search import allocation
+from search.ahead import make_tuner
 from search.candidate import Proposal
 from search.evolution import Evolution
 from search.hardware import measure_hardware, measured_elsewhere
@@ -21,7 +22,7 @@ from search.sensitivity import measure_sensitivity
 from search.shipping import Shipyard
 from search.strategies.sensitivity import Sensitivity
 from search.subspace import check_kinds
-from search.workers import Workers, check_workers, make_workers
+from search.workers import MakeScorer, Workers, check_workers, make_workers
 from supernet.claims import already_finished, claim, locked
 from supernet.cli import typed_command
 from supernet.config import build, check, check_counts, job_name, plain
@@ -82,14 +83,22 @@ class Search:
 
     def workers(self) -> Workers:
         """Return the pool that scores candidates; the pool of one is this process."""
+        make = make_scorer if self.config.workers != 1 else lambda _: self.scorer.score
+        return self._pool(make, self.config.worker_timeout_s)
+
+    def tuners(self) -> Workers:
+        """Return the pool that fine-tunes nets, which may take as long as it takes."""
+        return self._pool(make_tuner, math.inf)
+
+    def _pool(self, make: MakeScorer, timeout_s: float) -> Workers:
         config = self.config
-        spec = {"config": plain(config, but=()), "folder": str(self.folder)}
+        spec = {"config": plain(config, but=()), "folder": str(self.folder), "command": self.command}
         return make_workers(
             config.workers,
-            make_scorer if config.workers != 1 else lambda _: self.scorer.score,
+            make,
             spec,
             n_threads=config.n_threads,
-            timeout_s=config.worker_timeout_s,
+            timeout_s=timeout_s,
             ray_address=config.ray.address,
             ray_workers=config.ray.workers,
         )

@@ -12,12 +12,12 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
-from search.beginning import Beginnings
 from search.candidate import Candidate
 from search.finalists import Judge
 from search.finetune import FineTuning
 from search.scoring import Scorer
 from search.targets import Runtime, Target
+from search.tuner import Tuner
 from supernet.cli import progress
 from supernet.config import build
 from supernet.elastic import emulate
@@ -76,10 +76,10 @@ class Shipyard:
         return self.inherited(self.space.largest).freeze_formats() if original is None else decoder_of(original)
 
     @cached_property
-    def beginnings(self) -> Beginnings:
-        """What fine-tuning may begin with."""
+    def tuner(self) -> Tuner:
+        """What fine-tunes the nets."""
         rows = self.judge.valid, self.config.eval_batch_size
-        return Beginnings(self.trained, self.data, self.finetuning, self.teacher, *rows, self.config.seed)
+        return Tuner(self.trained, self.data, self.finetuning, self.teacher, *rows, self.config.seed)
 
     def inherited(self, genome: Genome) -> Decoder:
         """Return the subnet as extracted."""
@@ -162,17 +162,14 @@ class Shipyard:
         return self.folder / NETS / key.replace(" ", "_")
 
     def _entry(self, key: str, name: str, genome: Genome, tune: bool, candidate: Candidate | None) -> dict[str, Any]:
-        work = self.work(key)
-        done = work / ENTRY
+        done = self.work(key) / ENTRY
         if done.exists():
             return read_json(done)
         decoder = self.inherited(genome)
         inherited = self.judge.scores(self.as_run(decoder))
         fine_tuned = trial = None
         if tune:
-            begun, trial = self.beginnings.choose(work, genome, decoder)
-            draws = self.data, self.config.seed
-            decoder = self.finetuning.tune(work, f"fine-tune {name}", begun, self.teacher, *draws)
+            decoder, trial = self.tuner.tuned(self.work(key), name, genome)
             fine_tuned = self.judge.scores(self.as_run(decoder))
         entry: dict[str, Any] = {
             "id": candidate.id if candidate else None,

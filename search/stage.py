@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from search.ahead import Net, tune_ahead
 from search.candidate import Candidate
 from search.evolution import pareto_front
 from search.finalists import best_within, near_budget, spread
@@ -15,6 +16,7 @@ from search.journal import Journal
 from search.loop import evolve
 from search.original import original_baseline
 from search.session import FINALISTS, FRONT, JOURNAL, REPORT, Search, opened
+from search.shipping import Shipyard
 from supernet.claims import CONFIG, locked, read_config
 from supernet.cli import argument, print_table, progress, typed_command
 from supernet.config import job_name
@@ -96,9 +98,11 @@ def tune_and_ship(
 ) -> dict[str, Any]:
     """Fine-tune and ship the finalists, judge them and the baselines on `test`; return finalists.json."""
     yard, content = search.shipyard(), {}
+    finalists = {name: _finalists(search, candidates, front, name) for name, front in fronts.items()}
+    if search.config.workers != 1:
+        tune_ahead(yard, search.tuners(), _to_tune(search, yard, finalists))
     original = original_baseline(yard) if search.config.baselines else []
-    for name, front in fronts.items():
-        chosen = _finalists(search, candidates, front, name)
+    for name, chosen in finalists.items():
         shipped = [yard.finalist(candidate) for candidate in chosen]
         compared = []
         if search.config.baselines:
@@ -106,6 +110,15 @@ def tune_and_ship(
             compared += original + yard.quantizer_baselines(search.scorer.targets[name])
         content[name] = {"finalists": [_on(name, e) for e in shipped], "baselines": [_on(name, e) for e in compared]}
     return {"targets": content}
+
+
+def _to_tune(search: Search, yard: Shipyard, finalists: Mapping[str, Sequence[Candidate]]) -> list[Net]:
+    """Return all that is to be fine-tuned, for whatever target."""
+    tuning = yard.finetuning
+    nets = [Net(str(c.id), f"finalist {c.id}", c.genome) for chosen in finalists.values() for c in chosen]
+    if search.config.baselines and tuning.baselines:
+        nets += [Net(name, name, genome) for name, genome in yard.space.baselines()]
+    return nets if tuning.steps else []
 
 
 def _finalists(

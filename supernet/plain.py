@@ -34,18 +34,20 @@ class Linear(nn.Module):
     Attributes:
         activations: what the runtime rounds its inputs to, whatever becomes of `format`.
         emulated: whether that is done here.
+        rounds: whether `effective` rounds the weight; what is stored always is.
     """
 
     def __init__(self, weight: Tensor, weight_format: WeightFormat, log_factors: Tensor | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=torch.is_grad_enabled())
         self.format, self.activations, self.emulated = weight_format, weight_format.activations, False
+        self.rounds = True
         learned = None if log_factors is None else nn.Parameter(log_factors, requires_grad=torch.is_grad_enabled())
         self.register_parameter("log_factors", learned)
 
     def effective(self) -> Matrix:
         """Return the weight (out, in) as the runtime will see it."""
-        weight = self.format.fake_quantize(self.weight, self.log_factors)
+        weight = self.format.fake_quantize(self.weight, self.log_factors) if self.rounds else self.weight
         return Matrix(weight, self.activations if self.emulated else F32.name)
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from supernet.files import read_json
 from tests.scripts import SEARCH, wait_for, workplace
 
 pytestmark = pytest.mark.slow
@@ -88,3 +89,20 @@ def test_a_search_goes_on_with_other_workers(place, undisturbed):
         wait_for(lambda script=script: not workers_of(script))  # none outlives the search
     place.start("search.py", *overrides, "workers=3", "worker_timeout_s=99").end().fine  # noqa: B018
     assert (search / "journal.jsonl").read_bytes() == undisturbed
+
+
+def test_workers_fine_tune_the_same_finalists(place):
+    run, shipped = place.searched.parents[1], []
+    quick = (*SEARCH, f"run={run}", "evaluations=20", "n_finalists=2", "n_measured=1")
+    for workers in (1, 2):
+        search = run / "search" / f"tuned_by_{workers}"
+        place.start("search.py", *quick, f"search={search.name}", f"workers={workers}").end().fine  # noqa: B018
+        shipped.append(
+            {path.parent.name: read_json(path)["weights_sha256"] for path in search.glob("export/*/manifest.json")}
+        )
+        assert all(entry["fine_tuned"] for entry in finalists(search))
+    assert shipped[0] == shipped[1] and len(shipped[0]) == 2
+
+
+def finalists(search):
+    return [e for entries in read_json(search / "finalists.json")["targets"].values() for e in entries["finalists"]]

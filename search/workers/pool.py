@@ -262,4 +262,5 @@ class Pool(Workers):
         """Return the variables of a worker's environment that differ from ours."""
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._n_threads))
         path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
-        return {**threads, "PYTHONPATH": path, "SEARCH_PID": str(os.getpid())}
+        # Bars of several processes would overwrite each other: the pool's owner has one for all.
+        return {**threads, "PYTHONPATH": path, "SEARCH_PID": str(os.getpid()), "TQDM_DISABLE": "1"}

@@ -1,6 +1,8 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from search import finetune
 from search.finetune import FineTuning
@@ -14,6 +16,7 @@ def settings(**changes):
     values = {
         "steps": 120,
         "trial_steps": 0,
+        "full_precision": 0.0,
         "equal_flops": True,
         "lr": 1e-3,
         "warmup_steps": 2,
@@ -53,3 +56,17 @@ def test_the_schedule_is_as_long_as_the_training(nets, monkeypatch, tmp_path):
     settings(steps=7).tune(tmp_path, "net", nets[1], nets[0], data, 0)
     steps = settings(steps=7).steps_for(nets[1], nets[0], LENGTH)
     assert seen == [(steps, steps)] and steps > 7
+
+
+@pytest.mark.parametrize(("share", "rounded"), [(0.0, [True] * 5), (0.6, [False] * 3 + [True] * 2), (1.0, [False] * 5)])
+def test_weights_are_rounded_in_the_last_steps(nets, tmp_path, share, rounded):
+    largest, smallest = nets
+    rows = torch.randint(50, (2, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    data = SimpleNamespace(config={"sequence_length": LENGTH}, batch=lambda *_: rows)
+    net, seen = copy.deepcopy(smallest), []
+    net.register_forward_pre_hook(lambda *_: seen.append({linear.rounds for linear in net.linears()}))
+    trainer = {"_target_": "lightning.Trainer", "accelerator": "cpu", "checkpoint_every": 100}
+    tuning = settings(steps=5, equal_flops=False, full_precision=share, trainer=trainer)
+    tuned = tuning.tune(tmp_path, "net", net, largest, data, 0)
+    assert seen == [{each} for each in rounded]
+    assert all(linear.rounds for linear in tuned.linears())

@@ -1,4 +1,4 @@
-"""Which weights the fine-tuning of a net begins with: the supernet's, or those that the supernet began with."""
+"""Fine-tuning of the nets of a search, from the supernet's weights or from those that the supernet began with."""
 
 import copy
 import shutil
@@ -24,8 +24,8 @@ TRIAL = "trial.json"  # in a net's folder: the losses by which its beginning was
 ORDER_TOKENS = 16_384  # of the training split, on which importance is taken
 
 
-class Beginnings:
-    """What may be begun with, and which is better.
+class Tuner:
+    """Fine-tunes nets, from the better of two beginnings.
 
     What trains all nets moves the largest ones away from the original, so a net that is nearly the original had better
     be cut from that; a small one has learned more in the supernet. Which of the two a net is, a short fine-tuning of
@@ -65,6 +65,17 @@ class Beginnings:
             order_by_importance(supernet.to(best_device()), rows[:, :-1])
             supernet.cpu()
         return supernet
+
+    def tuned(self, work: Path, name: str, genome: Genome) -> tuple[Decoder, dict[str, float] | None]:
+        """Return a net, fine-tuned once, and the losses of its trial; see `choose`.
+
+        Args:
+            work: the net's own folder, in which its weights are kept.
+            name: of the net.
+            genome: of the net.
+        """
+        begun, trial = self.choose(work, genome, extract(self.trained.supernet, genome))
+        return self.tuning.tune(work, f"fine-tune {name}", begun, self.teacher, self.data, self.seed), trial
 
     def choose(self, work: Path, genome: Genome, inherited: Decoder) -> tuple[Decoder, dict[str, float] | None]:
         """Return what a net's fine-tuning begins with, and the losses of the trial.
