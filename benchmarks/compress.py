@@ -153,7 +153,10 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     original = [r["nll"] for r in rows if r["method"] == "original"]
     axes.axhline(original[0], color="gray", linewidth=0.8, label="original, full precision")
     axes.set_xscale("log")
-    axes.set_xticks([3, 4, 5, 6, 8, 12, 16], ["3", "4", "5", "6", "8", "12", "16"])
+    ticks = [bits for bits in (2, 3, 4, 5, 6, 8, 12, 16) if axes.get_xlim()[0] <= bits <= axes.get_xlim()[1]]
+    axes.set_xticks(ticks, [f"{bits}" for bits in ticks])
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.05 * (high - low), high)  # the original's line is apart from the frame
     axes.minorticks_off()
     axes.set_xlabel("bits per weight of the original")
     axes.set_ylabel("nats per token")
