@@ -118,6 +118,7 @@ SEARCH_MISTAKES = {
     "word for a number in a group": ("evolution.population=abc", "evolution.population"),
     "single parent": ("evolution.population=1", "evolution.population"),
     "fine-tuning backwards": ("finetune.steps=-1", "finetune: steps"),
+    "all of fine-tuning twice": ("finetune.full_precision=2", "finetune.full_precision must be from 0 to 1"),
     "no checkpoints": ("finetune.trainer.checkpoint_every=0", "checkpoint_every"),
     "impossible accelerator": ("finetune.trainer.accelerator=abacus", "abacus"),
     "impossible measurement": ("targets.llama_cpp.repeats=0", "targets.llama_cpp.repeats must be"),
