@@ -1,5 +1,6 @@
 """Fine-tuning of finalists: quantization-aware, distilled from the run's original, else from the largest subnet."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from search.incremental import IncrementalRounding
 from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import replacing
@@ -19,6 +21,8 @@ from supernet.losses import distillation_loss
 from supernet.randomness import derive
 from supernet.subnet import Decoder
 from supernet.training import parameter_groups
+
+SETTLED = 0.99  # share of the steps after which all weights are
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class FineTuning:
             better on `valid` then begins anew, for all steps. 0, or no original: the inherited ones.
         full_precision: share of the steps, the first ones, in which no weight is rounded: a net gets used to its
             structure, and to its formats when the rate has fallen (ParetoQ, arXiv 2502.02631, has 0.9).
+        incremental: round the weights little by little for good, see `IncrementalRounding`; else all of them in every
+            step, and pass gradients straight through.
         equal_flops: a net gets as many more steps as its step costs less FLOPs than the largest net's.
         lr: highest learning rate of AdamW, falling linearly to 0.
         warmup_steps: over which it rises.
@@ -44,6 +50,7 @@ class FineTuning:
     steps: int
     trial_steps: int
     full_precision: float
+    incremental: bool
     equal_flops: bool
     lr: float
     warmup_steps: int
@@ -119,6 +126,7 @@ class _Module(L.LightningModule):
         self.settings, self.decoder = settings, decoder
         # Kept out of the module's parameters: the teacher is neither trained nor in the checkpoints.
         self._teacher = [teacher.eval().requires_grad_(False)]
+        self.rounding = IncrementalRounding(decoder) if settings.incremental else None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = parameter_groups(self.decoder.requires_grad_(True))
@@ -131,8 +139,20 @@ class _Module(L.LightningModule):
         factor = min((step + 1) / max(1, s.warmup_steps), (s.steps - step) / s.steps)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = s.lr * factor
+        begun = step - s.full_precision * s.steps
         for linear in self.decoder.linears():
-            linear.rounds = step >= s.full_precision * s.steps
+            linear.rounds = begun >= 0 and (self.rounding is None or linear.format.group == 1)
+        if self.rounding is not None and begun >= 0:
+            share = math.sqrt(begun / max(1.0, s.steps * (SETTLED - s.full_precision)))
+            self.rounding.settle(min(1.0, math.floor(100 * share) / 100))  # sorting in every step would be dear
+
+    def on_after_backward(self) -> None:
+        if self.rounding is not None:
+            self.rounding.mask_gradients()
+
+    def on_train_end(self) -> None:
+        if self.rounding is not None:
+            self.rounding.settle(1.0)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         tokens, targets = batch[:, :-1], batch[:, 1:]

@@ -1,7 +1,7 @@
 """The parts of a plain net: weights in a format, norms, blocks."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,13 @@ def project(x: Tensor, *matrices: Matrix) -> list[Tensor]:
     return [F.linear(x, matrix.weight) for matrix in matrices]
 
 
+SCALES = "scales_"  # prefix of the buffers that hold scales which stay
+
+
 class Linear(nn.Module):
     """A plain projection whose weight (out, in) is stored in a format, with learned factors on its scales or not.
+
+    Its scales follow the weight, until `fix_scales`; fixed ones travel with the state.
 
     Attributes:
         activations: what the runtime rounds its inputs to, whatever becomes of `format`.
@@ -46,21 +51,43 @@ class Linear(nn.Module):
         self.register_parameter("log_factors", learned)
 
     def effective(self) -> Matrix:
-        """Return the weight (out, in) as the runtime will see it."""
-        weight = self.format.fake_quantize(self.weight, self.log_factors) if self.rounds else self.weight
+        """Return the weight (out, in) as the runtime will see it; rounded on fixed scales it has no gradient."""
+        weight: Tensor = self.weight
+        if self.rounds and self.scales:
+            weight = self.format.decode(*self.encoded())
+        elif self.rounds:
+            weight = self.format.fake_quantize(weight, self.log_factors)
         return Matrix(weight, self.activations if self.emulated else F32.name)
 
     @torch.no_grad()
     def encoded(self) -> Encoded:
         """Return what is stored of the weight: codes (out, in), then scales."""
+        if self.scales:
+            return self.format.codes(self.weight.float(), *self.scales), *self.scales
         factors = None if self.log_factors is None else self.log_factors.float().exp()
         return self.format.encode(self.weight.float(), factors)
+
+    @property
+    def scales(self) -> tuple[Tensor, ...]:
+        """Scales that stay whatever becomes of the weight; none before `fix_scales`."""
+        return tuple(self.buffers(recurse=False))
+
+    def fix_scales(self) -> None:
+        """Keep the scales that the weight has now."""
+        for number, scale in enumerate(self.encoded()[1:]):
+            self.register_buffer(f"{SCALES}{number}", scale)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        for key in (key for key in state_dict if key.startswith(prefix + SCALES)):
+            self.register_buffer(key.removeprefix(prefix), torch.empty_like(state_dict[key], device=self.weight.device))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @torch.no_grad()
     def freeze(self) -> None:
         """Round the weight to its format, once; from then on it is used as it is."""
         self.weight.copy_(self.format.decode(*self.encoded()))
         self.format, self.log_factors = F32(), None
+        self._buffers.clear()
 
 
 class RMSNorm(nn.Module):

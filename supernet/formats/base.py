@@ -51,6 +51,10 @@ class WeightFormat(ABC):
             factors: learned factors on the scales (..., in / part); None: by `fitting`.
         """
 
+    def codes(self, weight: Tensor, *scales: Tensor) -> Tensor:
+        """Return the codes (..., in) nearest to float32 `weight` (..., in) under scales that are stored already."""
+        return self.encode(weight)[0]
+
     @abstractmethod
     def decode(self, codes: Tensor, *scales: Tensor) -> Tensor:
         """Return the float32 weights (..., in) that a runtime computes from what is stored."""
@@ -171,8 +175,12 @@ class ScaledFormat(WeightFormat):
         """Return int8 codes (..., in) and what `store` makes of the scales."""
         parts = weight.unflatten(-1, (-1, self.part))
         scales = self.store(*self._fitted(parts, factors))
-        codes = self._codes(parts, *self.stored(*scales))
-        return codes.to(torch.int8).flatten(-2), *scales
+        return self.codes(weight, *scales), *scales
+
+    def codes(self, weight: Tensor, *scales: Tensor) -> Tensor:
+        """Return the nearest int8 codes (..., in)."""
+        parts = weight.unflatten(-1, (-1, self.part))
+        return self._codes(parts, *self.stored(*scales)).to(torch.int8).flatten(-2)
 
     def decode(self, codes: Tensor, *scales: Tensor) -> Tensor:
         """Return codes x scale - offset in float32."""

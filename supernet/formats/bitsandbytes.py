@@ -44,6 +44,10 @@ class NF4(WeightFormat):
         scales = self._scales(parts, factors)
         return _nearest(parts, scales).flatten(-2), scales
 
+    def codes(self, weight: Tensor, *scales: Tensor) -> Tensor:
+        """Return the nearest int8 codes (..., in)."""
+        return _nearest(weight.unflatten(-1, (-1, self.part)), scales[0]).flatten(-2)
+
     def decode(self, codes: Tensor, *scales: Tensor) -> Tensor:
         """Return quantile x scale in float32."""
         return _values(codes.unflatten(-1, (-1, self.part)), scales[0]).flatten(-2)
@@ -95,8 +99,12 @@ class INT8(WeightFormat):
     def encode(self, weight: Tensor, factors: Tensor | None = None) -> Encoded:
         """Return int8 codes (..., in) and the float32 absolute maxima (..., 1)."""
         scales = weight.abs().amax(-1, keepdim=True)
-        inverse = torch.where(scales == 0, 0.0, 127.0 / scales)
-        return (weight * inverse).round_().to(torch.int8), scales
+        return self.codes(weight, scales), scales
+
+    def codes(self, weight: Tensor, *scales: Tensor) -> Tensor:
+        """Return the nearest int8 codes (..., in)."""
+        inverse = torch.where(scales[0] == 0, 0.0, 127.0 / scales[0])
+        return (weight * inverse).round_().clamp_(-127, 127).to(torch.int8)
 
     def decode(self, codes: Tensor, *scales: Tensor) -> Tensor:
         """Return code x scale / 127 in float32."""

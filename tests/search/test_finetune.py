@@ -17,6 +17,7 @@ def settings(**changes):
         "steps": 120,
         "trial_steps": 0,
         "full_precision": 0.0,
+        "incremental": False,
         "equal_flops": True,
         "lr": 1e-3,
         "warmup_steps": 2,
@@ -70,3 +71,35 @@ def test_weights_are_rounded_in_the_last_steps(nets, tmp_path, share, rounded):
     tuned = tuning.tune(tmp_path, "net", net, largest, data, 0)
     assert seen == [{each} for each in rounded]
     assert all(linear.rounds for linear in tuned.linears())
+
+
+class Stopped(Exception):
+    """As if the process had been killed."""
+
+
+def incrementally(folder, nets, stop_at=None):
+    """Return the smaller net, rounded little by little."""
+    rows = torch.randint(50, (2, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+
+    def batch(split, seed, step, *_):
+        if step == stop_at:
+            raise Stopped
+        return rows
+
+    data = SimpleNamespace(config={"sequence_length": LENGTH}, batch=batch)
+    trainer = {"_target_": "lightning.Trainer", "accelerator": "cpu", "checkpoint_every": 2}
+    tuning = settings(steps=9, equal_flops=False, full_precision=0.2, incremental=True, trainer=trainer)
+    return tuning.tune(folder, "net", copy.deepcopy(nets[1]), nets[0], data, 0)
+
+
+def test_incremental_rounding_goes_on_where_it_was_stopped(nets, tmp_path):
+    whole = incrementally(tmp_path / "whole", nets)
+    with pytest.raises(Stopped):
+        incrementally(tmp_path / "halves", nets, stop_at=7)
+    halves = incrementally(tmp_path / "halves", nets)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, halves.state_dict()[name]), name
+    for linear in whole.linears():
+        assert linear.rounds and (linear.format.group == 1 or linear.scales)
+        if linear.format.group > 1:
+            assert torch.equal(linear.format.decode(*linear.encoded()), linear.weight)
