@@ -60,7 +60,7 @@ def _rounded(yard: Shipyard, folder: Path, trained: Decoder, name: str) -> dict[
         for fitting in ("absmax", "mse") if format_named(name).part else ("absmax",):
             decoder = copy.deepcopy(trained)
             for linear in decoder.linears():
-                linear.format = format_named(name, fitting)
+                linear.store_as(format_named(name, fitting))
                 linear.activations = linear.format.activations
             measured = yard.measure(yard.targets[TARGET], decoder, work / fitting)
             entries.append(_entry(yard, name, decoder, size_mb, measured))

@@ -154,7 +154,7 @@ class Shipyard:
         if better:
             decoder.load_state_dict(load_file(self.work(name) / WEIGHTS))
         for linear in decoder.linears():  # the largest net's format is the dearest there is, F16 or not
-            linear.format, linear.log_factors = format_named("F16"), None
+            linear.store_as(format_named("F16"))
         return decoder, better
 
     def work(self, key: str) -> Path:

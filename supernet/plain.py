@@ -86,7 +86,11 @@ class Linear(nn.Module):
     def freeze(self) -> None:
         """Round the weight to its format, once; from then on it is used as it is."""
         self.weight.copy_(self.format.decode(*self.encoded()))
-        self.format, self.log_factors = F32(), None
+        self.store_as(F32())
+
+    def store_as(self, weight_format: WeightFormat) -> None:
+        """Store the weight in another format from now on; its scales follow the weight, and no factors are on them."""
+        self.format, self.log_factors = weight_format, None
         self._buffers.clear()
 
 

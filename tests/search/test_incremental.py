@@ -55,6 +55,8 @@ def test_what_is_settled_stays_and_ships(name, fitting):
     another.load_state_dict(net.state_dict())
     for ours, theirs in zip(linear.encoded(), another.linears()[0].encoded(), strict=True):
         assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+    another.linears()[0].store_as(format_named("F16"))
+    assert torch.equal(another.linears()[0].encoded()[0], linear.weight.half())
     linear.freeze()
     assert torch.equal(linear.weight, seen[-1]) and not linear.scales
 

@@ -223,7 +223,7 @@ def logit_error(target: LlamaCpp, path: Path, decoder: Decoder) -> float:
 def test_logits_are_pytorchs(supernet: Supernet, target: LlamaCpp, ship: Ship, changes: Architecture) -> None:
     decoder = subnet(supernet, changes).freeze_formats()
     for linear in decoder.linears():
-        linear.format = format_named("F16")
+        linear.store_as(format_named("F16"))
     assert logit_error(target, ship(decoder), decoder) <= 2e-3
 
 
