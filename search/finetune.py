@@ -87,8 +87,14 @@ class FineTuning:
 
     @property
     def trial(self) -> "FineTuning":
-        """The same for as long as a trial takes."""
-        return replace(self, steps=self.trial_steps)
+        """The same for as long as a trial takes; where the first steps round nothing, it rounds nothing either."""
+        unrounded = self.full_precision > 0
+        return replace(
+            self,
+            steps=self.trial_steps,
+            full_precision=float(unrounded),
+            incremental=self.incremental and not unrounded,
+        )
 
     def tune(self, folder: Path, name: str, decoder: Decoder, teacher: Decoder, data: TokenData, seed: int) -> Decoder:
         """Return the fine-tuned decoder; its weights are kept in `folder`, so that this is done once.

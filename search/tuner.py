@@ -99,9 +99,18 @@ class Tuner:
         return nets[min(nets, key=lambda name: losses[name])], losses
 
     def _tried(self, folder: Path, name: str, net: Decoder) -> float:
-        """Return the loss on `valid` of what ships after a short fine-tuning; its weights are kept in a folder."""
+        """Return the loss on `valid` after a short fine-tuning; its weights are kept in a folder.
+
+        Weights are rounded as they ship, unless the trial rounds nothing: after so few steps the loss of rounding would
+        hide which beginning is better.
+        """
         trial = self.tuning.trial
         tuned = trial.tune(folder, f"try {name} weights", copy.deepcopy(net), self.teacher, self.data, self.seed)
+        for linear in tuned.linears():
+            if trial.full_precision:
+                linear.rounds = False
+            else:
+                linear.freeze()
         with torch.inference_mode():
-            loss, _ = evaluate(tuned.freeze_formats().to(best_device()), self.valid, self.batch_size)
+            loss, _ = evaluate(tuned.to(best_device()), self.valid, self.batch_size)
         return loss

@@ -73,6 +73,12 @@ def test_weights_are_rounded_in_the_last_steps(nets, tmp_path, share, rounded):
     assert all(linear.rounds for linear in tuned.linears())
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.0, (0.0, True)), (0.3, (1.0, False))])
+def test_a_trial_rounds_nothing_where_the_first_steps_do_not(share, kept):
+    trial = settings(trial_steps=7, full_precision=share, incremental=True).trial
+    assert (trial.steps, trial.full_precision, trial.incremental) == (7, *kept)
+
+
 class Stopped(Exception):
     """As if the process had been killed."""
 

@@ -7,6 +7,7 @@ import torch
 
 from search import tuner as module
 from search.tuner import Tuner
+from supernet.losses import evaluate
 from supernet.subnet import extract
 
 LENGTH = 8
@@ -25,7 +26,7 @@ def tuner(tiny_supernet, supernet_of, tmp_path, monkeypatch):
         tried.append(name)
         return decoder
 
-    tuning = SimpleNamespace(trial_steps=3, trial=SimpleNamespace(tune=tune), tried=tried)
+    tuning = SimpleNamespace(trial_steps=3, trial=SimpleNamespace(tune=tune, full_precision=0.0), tried=tried)
     return Tuner(SimpleNamespace(supernet=tiny_supernet), data, tuning, None, rows, 8, 0)
 
 
@@ -49,6 +50,18 @@ def test_what_fits_the_text_better_is_chosen(tuner, tiny_supernet, tmp_path):
         inherited.norm.weight.mul_(20)  # sure of what it gets wrong
     chosen, losses = tuner.choose(tmp_path, genome, inherited)
     assert losses["original"] < losses["inherited"] and chosen is not inherited
+
+
+@pytest.mark.parametrize("unrounded", [False, True])
+def test_trials_are_judged_as_they_were_trained(tuner, tiny_supernet, tmp_path, unrounded):
+    genome = tiny_supernet.space.largest
+    tuner.tuning.trial.full_precision = float(unrounded)
+    _, losses = tuner.choose(tmp_path, genome, extract(tiny_supernet, genome))
+    net = extract(tiny_supernet, genome)
+    for linear in net.linears():
+        linear.rounds = not unrounded
+    with torch.inference_mode():
+        assert losses["inherited"] == pytest.approx(evaluate(net, tuner.valid, 8)[0], abs=1e-6)
 
 
 def test_nothing_to_choose_from(tuner, tiny_supernet, tmp_path, monkeypatch):
