@@ -1,4 +1,4 @@
-"""Rounding a net bit by bit: what is rounded stays, what is not makes up for it."""
+"""Rounding a net little by little: what is rounded stays, what is not makes up for it."""
 
 import math
 
