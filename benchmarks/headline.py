@@ -42,7 +42,7 @@ class Method:
 
 METHODS = {
     "joint": Method("joint"),
-    "formats only": Method("alone", ("evolution=sensitivity", "first_population=sensitivity")),
+    "formats only": Method("alone", ("evolution=formats", "first_population=sensitivity")),
     "sequential": Method(
         "structure",
         (
@@ -73,6 +73,7 @@ def main() -> None:
     for grid in done:
         grid.run()
     settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "threads")}
+    settings["searches"] = {name: list(method.settings) for name, method in METHODS.items()}
     rows, costs = _recorded(arguments.name, settings, but=[grid.seed for grid in done])
     rows += [row for grid in done for row in grid.rows()]
     costs += [grid.costs() for grid in done if "joint" in grid.methods]
@@ -136,8 +137,7 @@ class Grid:
         if any(method.run == "structure" for method in self.methods.values()):
             self._branch("structure", *self._steps, "schedule.vary=[width,switch]")
             self._search("structure")
-        if self.seed == 0:  # a second point of loss against FLOPs, for the cost of the whole
-            self._train_alone("shorter", 0.5)
+        self._train_alone("shorter", 0.5)  # a second point of loss against FLOPs, for the cost of the whole
 
     def _search(self, *runs: str) -> None:
         for name, method in self.methods.items():

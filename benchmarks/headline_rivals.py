@@ -45,11 +45,6 @@ def _on(entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, **entry["on"][TARGET]}
 
 
-def _entry(yard: Shipyard, name: str, decoder: Decoder, size_mb: float, measured: Any) -> dict[str, Any]:
-    scores = yard.judge.scores(yard.as_run(decoder))
-    return {"name": name, "inherited": scores, "fine_tuned": None, "measured": measured, "scores": {"size_mb": size_mb}}
-
-
 def _rounded(yard: Shipyard, folder: Path, trained: Decoder, name: str) -> dict[str, Any]:
     """Return the net rounded to a format after training, its scales fitted in the way that is better on `valid`."""
     work = folder / "rounded" / name
@@ -62,7 +57,8 @@ def _rounded(yard: Shipyard, folder: Path, trained: Decoder, name: str) -> dict[
             for linear in decoder.linears():
                 linear.store_as(format_named(name, fitting))
                 linear.activations = linear.format.activations
-            measured = yard.measure(yard.targets[TARGET], decoder, work / fitting)
-            entries.append(_entry(yard, name, decoder, size_mb, measured))
+            scores = {"inherited": yard.judge.scores(yard.as_run(decoder)), "fine_tuned": None}
+            run = yard.run_on(yard.targets[TARGET], decoder, work / fitting)
+            entries.append({"name": name, **scores, **run, "scores": {"size_mb": size_mb}})
         write_json(done, min(entries, key=lambda e: e["inherited"]["valid_loss"]))
     return net("uniform PTQ", read_json(done))

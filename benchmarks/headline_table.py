@@ -11,9 +11,10 @@ from common import RESULTS
 from supernet.files import read_json, replacing
 from supernet.flops import subnet_flops, tuning_flops
 from supernet.formats import MB
+from supernet.losses import hardest_hit
 from supernet.run import load_supernet
 
-COLUMNS = ("bytes", "test_loss", "rise", "late_loss", "worst_slice_loss", "accuracy", "kept", "decode_ms", "ttft_ms")
+COLUMNS = ("bytes", "test_loss", "rise", "late_loss", "hardest_hit_rise", "accuracy", "kept", "decode_ms", "ttft_ms")
 
 
 def net(method: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def net(method: str, entry: dict[str, Any]) -> dict[str, Any]:
     """
     scores = min((s for s in (entry["fine_tuned"], entry["inherited"]) if s), key=lambda s: s["valid_loss"])
     measured = entry["measured"] or {}
-    runtime, worst = entry.get("runtime_test"), scores.get("worst_slice") or {}
+    runtime = entry.get("runtime_test")
     return {
         "method": method,
         "name": entry["name"],
@@ -31,8 +32,7 @@ def net(method: str, entry: dict[str, Any]) -> dict[str, Any]:
         "selected_by": scores["valid_loss"],
         "test_loss": scores["test_loss"],
         "late_loss": scores.get("late_loss"),
-        "worst_slice": worst.get("name"),
-        "worst_slice_loss": worst.get("loss"),
+        "slice_losses": scores["slice_losses"],
         "accuracy": scores["test_accuracy"],
         "decode_ms": measured.get("decode_ms"),
         "ttft_ms": measured.get("ttft_ms"),
@@ -45,13 +45,19 @@ def cell(found: dict[str, Any] | None, reference: dict[str, Any]) -> dict[str, A
     """Return a net's part of a row; a budget that a method cannot meet leaves it empty.
 
     `rise` is the test loss over the reference's, the largest net in F16 of the same seed: seeds differ by more than
-    methods do.
+    methods do. `hardest_hit` is the slice of the corpus on which it is most.
     """
     if found is None:
         return {"name": None, **dict.fromkeys(COLUMNS)}
-    shown = {key: value for key, value in found.items() if key not in ("method", "selected_by")}
-    rise = found["test_loss"] - reference["test_loss"]
-    return {**shown, "rise": rise, "kept": found["accuracy"] / reference["accuracy"]}
+    shown = {key: value for key, value in found.items() if key not in ("method", "selected_by", "slice_losses")}
+    slice_name, slice_rise = hardest_hit(found["slice_losses"], reference["slice_losses"])
+    return {
+        **shown,
+        "rise": found["test_loss"] - reference["test_loss"],
+        "hardest_hit": slice_name,
+        "hardest_hit_rise": slice_rise,
+        "kept": found["accuracy"] / reference["accuracy"],
+    }
 
 
 def costs(joint: Path, alone: Sequence[Path], search: str, seed: int) -> dict[str, Any]:
@@ -191,7 +197,7 @@ def markdown(content: dict[str, Any]) -> str:
         "test loss",
         "over F16",
         "late",
-        "worst slice",
+        "hardest hit slice",
         "accuracy",
         "kept",
         "decode ms",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from search.candidate import Candidate
 from search.targets import Runtime
-from supernet.losses import late_loss, mean_scores, score_tokens, worst_slice
+from supernet.losses import late_loss, mean_scores, score_tokens, slice_losses
 from supernet.subnet import Decoder
 
 
@@ -87,7 +87,7 @@ class Judge:
         """Return how good the weights as shipped are.
 
         Loss and accuracy on both splits; and on test `late_loss`, beyond the first quarter of the positions, and
-        `worst_slice`, name and loss of the slice of the corpus on which the net is worst.
+        `slice_losses`, that of each slice of the corpus by name, but for those of few tokens.
         """
         decoder = decoder.to(self.valid.device)
         with torch.inference_mode():
@@ -110,12 +110,12 @@ class Judge:
         valid_loss, valid_accuracy = mean_scores(*score(self.valid))
         losses, hits = score(self.test)
         test_loss, test_accuracy = mean_scores(losses, hits)
-        worst, worst_loss = worst_slice(losses, self.slices)
+        by_slice = slice_losses(losses, self.slices)
         return {
             "valid_loss": valid_loss,
             "valid_accuracy": valid_accuracy,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
             "late_loss": late_loss(losses),
-            "worst_slice": {"name": self.slice_names[worst], "loss": worst_loss},
+            "slice_losses": {self.slice_names[i]: loss for i, loss in by_slice.items()},
         }

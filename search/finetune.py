@@ -43,7 +43,7 @@ class FineTuning:
         batch_size: sequences in a step, of the run's own sequence length.
         distillation: share of the teacher's predictions in the target; the rest is the next token itself.
         weight_decay: of matrices.
-        baselines: fine-tune the uniform formats of the largest net too, in the same way.
+        baselines: fine-tune the baselines too, in the same way: the largest net in each format, the smallest.
         trainer: settings of `lightning.Trainer`.
     """
 

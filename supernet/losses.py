@@ -1,6 +1,6 @@
 """Losses: next-token, in-place distillation, and the evaluation both stages share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,10 +114,10 @@ def late_loss(losses: Tensor) -> float:
     return losses[:, first_quarter(losses.shape[1]) :].double().mean().item()
 
 
-def worst_slice(losses: Tensor, slices: Tensor) -> tuple[int, float]:
-    """Return id and mean loss of the slice of the corpus on which a network's loss is highest.
+def slice_losses(losses: Tensor, slices: Tensor) -> dict[int, float]:
+    """Return the mean loss of each slice of the corpus, by its id.
 
-    Of the slices that hold at least as many tokens as a row, the mean of fewer being chance; of all where
+    Of the slices that hold at least as many tokens as a row, the mean of fewer being chance; of the largest where
     there is none so large.
 
     Args:
@@ -127,10 +127,20 @@ def worst_slice(losses: Tensor, slices: Tensor) -> tuple[int, float]:
     # On the CPU: a GPU adds up in an order of its own each time.
     losses, slices = losses.double().cpu(), slices.cpu()
     counts = slices.flatten().bincount()
-    means = slices.flatten().bincount(losses.flatten()) / counts
-    means[counts < min(losses.shape[1], int(counts.max()))] = -torch.inf
-    worst = int(means.argmax())
-    return worst, means[worst].item()
+    sums = slices.flatten().bincount(losses.flatten())
+    large = counts >= min(losses.shape[1], int(counts.max()))
+    return {i: (sums[i] / counts[i]).item() for i in large.nonzero().flatten().tolist()}
+
+
+def hardest_hit(losses: Mapping[str, float], reference: Mapping[str, float]) -> tuple[str | None, float | None]:
+    """Return the slice of the corpus on which a net lost most against another, and by how much its loss rose there.
+
+    Args:
+        losses: of the net, by the slice's name.
+        reference: of the other; slices that are unknown there do not count.
+    """
+    rises = {name: loss - reference[name] for name, loss in losses.items() if name in reference}
+    return max(rises.items(), key=lambda item: item[1], default=(None, None))
 
 
 @torch.no_grad()

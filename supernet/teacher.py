@@ -15,10 +15,10 @@ class Teacher:
     """A frozen net that the subnets learn from; no module, so it is in no checkpoint and no optimizer.
 
     Args:
-        decoder: the original, as wide and deep as the largest subnet, of the same vocabulary.
+        decoder: the original, as deep as the largest subnet and, but for padding, as wide; of the same vocabulary.
         share: of its predictions in the target; the rest is the next token itself.
         temperature: of its predictions and of what is compared with them (Hinton et al., arXiv 1503.02531).
-        hidden: weight of `stream_error`, for subnets whose residual stream is as wide as the teacher's; 0: none.
+        hidden: weight of `stream_error`, for subnets whose residual stream has all of the teacher's channels; 0: none.
     """
 
     def __init__(self, decoder: Decoder, share: float, temperature: float, hidden: float) -> None:
@@ -67,6 +67,7 @@ class Lesson:
         if share < 1 or temperature != 1:
             next_token = next_token_loss(logits, targets)
             loss = share * temperature**2 * loss + (1 - share) * next_token
-        if self.states and states[0].shape == self.states[0].shape:
-            loss = loss + self.teacher.hidden * stream_error(states, self.states)
+        width = self.states[0].shape[-1] if self.states else 0
+        if width and states[0].shape[-1] >= width:  # what is padded comes last
+            loss = loss + self.teacher.hidden * stream_error([state[..., :width] for state in states], self.states)
         return loss, next_token.detach()

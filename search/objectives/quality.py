@@ -4,7 +4,7 @@ import torch
 
 from search.evaluation import Evaluation
 from search.objectives import NetObjective
-from supernet.losses import first_quarter, late_loss, worst_slice
+from supernet.losses import first_quarter, late_loss, slice_losses
 
 
 class Loss(NetObjective):
@@ -72,14 +72,14 @@ class LongContextGap(NetObjective):
 class WorstSliceLoss(NetObjective):
     """Mean loss, in nats per token, of the slice of the corpus on which it is highest.
 
-    Tiny slices do not count, see `supernet.losses.worst_slice`.
+    Tiny slices do not count, see `supernet.losses.slice_losses`.
     """
 
     name = "worst_slice_loss"
 
     def score(self, evaluation: Evaluation) -> float:
         """Return the largest mean over a slice."""
-        return worst_slice(evaluation.losses, evaluation.evaluator.slices)[1]
+        return max(slice_losses(evaluation.losses, evaluation.evaluator.slices).values())
 
 
 def _gain(losses: torch.Tensor) -> float:

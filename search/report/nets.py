@@ -22,6 +22,12 @@ def is_original(entry: Entry) -> bool:
     return str(entry.get("name")).startswith("original")
 
 
+def uncut(data: ReportData, target: str) -> list[Entry]:
+    """Return the baselines of which nothing was taken: the original first, where there is one, then the largest net."""
+    baselines = data.baselines.get(target, [])
+    return [*filter(is_original, baselines), *(e for e in baselines if str(e["name"]).startswith("largest"))]
+
+
 def begun_with_original(entry: Entry) -> bool:
     """Say whether the fine-tuning of a net began with the original's weights, not the supernet's."""
     trial: dict[str, float] = entry.get("trial") or {}

@@ -18,9 +18,11 @@ from search.report.nets import (
     predicted,
     shipped,
     size_of,
+    uncut,
 )
 from search.report.scores import base, budgets, digits, objectives, weights, words
 from search.report.usage import add_usage
+from supernet.losses import hardest_hit
 
 SPLITS = ("valid", "test")
 
@@ -73,7 +75,8 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
         Column("test loss, runtime", 3, "shipped weights"),
     ]
     columns += [Column("test accuracy, runtime", 1, "shipped weights", percent=True)]
-    columns += [Column("late test loss", 3, "shipped weights"), Column("worst slice of test", group="shipped weights")]
+    columns += [Column("late test loss", 3, "shipped weights")]
+    columns += [Column("hardest hit slice", group="shipped weights"), Column("its rise", 3, "shipped weights")]
     best = best_finalist(data, target)
     original = ""
     if any(map(is_original, data.baselines.get(target, []))):
@@ -82,13 +85,15 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
         if begun:
             original += f"Fine-tuned from its weights, cut to size: {escape(', '.join(begun))}. "
     rows = []
+    reference = next(iter(uncut(data, target)), {})
     for entry, kind in nets_of(data, target):
         values: list[object] = [entry["name"], size_of(entry)]
         for state in ("inherited", "fine_tuned"):
             values += [lookup(entry, state, f"{split}_{what}") for what in ("loss", "accuracy") for split in SPLITS]
         values += [perplexity(lookup(shipped(entry), "test_loss"))]
         values += [lookup(entry, "runtime_test", "loss"), lookup(entry, "runtime_test", "accuracy")]
-        values += [lookup(shipped(entry), "late_loss"), _worst_slice(entry)]
+        hit = hardest_hit(*(shipped(each).get("slice_losses") or {} for each in (entry, reference)))
+        values += [lookup(shipped(entry), "late_loss"), *(hit if entry is not reference else (None, None))]
         rows.append(Row(values, kind, entry is best))
     page.add(
         table(columns, rows, sorted_by=1),
@@ -98,18 +103,12 @@ def _add_finalists(page: Page, data: ReportData, target: str) -> None:
         "<i>Runtime</i>: the exported file, scored by the runtime itself, as nets of a runtime's own quantizer are "
         "throughout. "
         "<i>Late</i>: positions beyond the first quarter of the context. "
-        "<i>Worst slice</i>: the part of the corpus where the net's loss is highest; compression that hurts one part "
-        f"most shows here. {original}"
+        "<i>Hardest hit</i>: the slice of the corpus where the loss rose most over that of "
+        f"{escape(reference.get('name') or 'the largest net, which was not judged')}. {original}"
         f"The shaded row has the lowest {'fitness' if weights(data) else 'valid loss'}. Click a head to sort.</p>",
         "<h3>Test loss over size</h3>",
     )
     page.figure(figures.test_loss(data, target), "Hollow: inherited weights. Filled: fine-tuned.")
-
-
-def _worst_slice(entry: Entry) -> str | None:
-    """Return loss and name of the slice of the corpus where the shipped weights are worst; sorted by the loss."""
-    loss = lookup(shipped(entry), "worst_slice", "loss")
-    return None if loss is None else f"{loss:.3f} {shipped(entry)['worst_slice']['name']}"
 
 
 def _add_architectures(page: Page, data: ReportData, target: str) -> None:

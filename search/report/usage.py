@@ -8,7 +8,7 @@ from pathlib import Path
 
 from search.report.data import Entry, ReportData
 from search.report.html import Page
-from search.report.nets import is_original
+from search.report.nets import is_original, uncut
 
 PROMPT = "import "  # where the settings name none
 N_TOKENS = 64
@@ -17,8 +17,7 @@ N_TOKENS = 64
 def add_usage(page: Page, data: ReportData, target: str) -> None:
     """Add sample text, the original's and the largest net's first, and the commands for every exported net."""
     finalists = data.finalists.get(target, [])
-    baselines = data.baselines.get(target, [])
-    others = [*filter(is_original, baselines), *(e for e in baselines if str(e["name"]).startswith("largest"))]
+    others = uncut(data, target)
     samples = [(e, kind) for entries, kind in ((others, "baseline"), (finalists, "finalist")) for e in entries]
     cards = "".join(_card(e, kind) for e, kind in samples if e.get("sample"))
     if cards:

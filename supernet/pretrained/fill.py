@@ -19,8 +19,9 @@ def filled(model: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the settings of a model with what is null taken from a checkpoint.
 
     Widths are null (the checkpoint's), sizes, or shares of the checkpoint's such as [0.5, 1.0], rounded to what its
-    formats store in whole groups. Feed-forward widths and key-value heads grow until the format with the smallest
-    groups can store their rows: what is added will be zeros. Formats that fit no row at all are left out.
+    formats store in whole groups. The model's and the feed-forward width and the key-value heads grow until the format
+    with the smallest groups can store their rows: what is added will be zeros. With the width epsilon falls, since the
+    norms' mean squares fall. Formats that fit no row at all are left out.
 
     Args:
         model: its keys, with `blocks`; without interpolations.
@@ -32,12 +33,14 @@ def filled(model: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     llama = checkpoint.llama
     blocks = {name: dict(block) for name, block in model["blocks"].items()}
     attention, mlp = blocks["attention"], blocks["mlp"]
+    readers = ((model, ("embedding_formats", "output_formats")), (attention, ("qkv_formats",)), (mlp, ("gate_up_formats",)))
+    width = _padded(llama.d_model, 1, [name for block, keys in readers for key in keys for name in block.get(key) or ()])
     taken: dict[str, Any] = {
         "n_layers": llama.n_layers,
         "head_dim": llama.head_dim,
         "rope_theta": llama.rope.theta,
         "rope_scaling": llama.rope.scaling_json(),
-        "norm_eps": llama.norm_eps,
+        "norm_eps": llama.norm_eps * llama.d_model / width,
         "tied": llama.tied,
     }
     for key, value in taken.items():
@@ -47,7 +50,7 @@ def filled(model: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     if model.get("context_length") is None:
         result["context_length"] = llama.context_length
 
-    d_model = _widths("model.d_model", model.get("d_model"), llama.d_model, _rounding(llama.d_model))
+    d_model = _widths("model.d_model", model.get("d_model"), width, _rounding(width))
     mlp_width = _padded(llama.mlp_width, 1, mlp.get("down_formats"))
     mlp["width"] = _widths("model.blocks.mlp.width", mlp.get("width"), mlp_width, _rounding(mlp_width))
     kv_heads = _padded(llama.kv_heads, llama.heads_per_kv * llama.head_dim, attention.get("o_formats"))
@@ -74,6 +77,7 @@ def padding(model: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, list[
     """Return what a filled model has more of than its checkpoint -> both numbers, the checkpoint's first."""
     llama, blocks = checkpoint.llama, model["blocks"]
     pairs = {
+        "model.d_model": [llama.d_model, model["d_model"][-1]],
         "model.blocks.attention.kv_heads": [llama.kv_heads, blocks["attention"]["kv_heads"][-1]],
         "model.blocks.mlp.width": [llama.mlp_width, blocks["mlp"]["width"][-1]],
     }

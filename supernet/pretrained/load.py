@@ -1,5 +1,6 @@
 """From a checkpoint to the weights of a supernet, tensor by tensor."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from supernet.pretrained.checkpoint import Checkpoint
 from supernet.pretrained.hf_llama import CONFIG, HuggingFaceLlama
 from supernet.pretrained.llama2c import Llama2C
 
-PADDED = ("kv_heads", "mlp_width")  # axes that may be longer in the supernet: zeros there change nothing
+PADDED = ("d_model", "kv_heads", "mlp_width")  # axes that may be longer in the supernet: zeros there change nothing
 
 
 def open_checkpoint(path: Path) -> Checkpoint | None:
@@ -30,14 +31,15 @@ def load_checkpoint(supernet: Supernet, checkpoint: Checkpoint) -> None:
     """Give the supernet's largest net the weights of a checkpoint, exactly; the rest of its weights is zeros.
 
     At any time one tensor is in memory twice. Channels and heads beyond the checkpoint's own have weights of zero: they
-    add zero to what the net computes.
+    add zero to what the net computes. Where the stream has D instead of d channels its mean square is d / D of what it
+    was, which gains times sqrt(d / D) undo, with d / D of the epsilon (`fill.filled`).
 
     Raises:
         UserError: the shapes do not agree, or the file holds what is no weight.
     """
     llama = checkpoint.llama
     own = {n.removesuffix(".weight"): p for n, p in supernet.named_parameters() if n.endswith(".weight")}
-    theirs = llama.tensors()
+    theirs, gain = llama.tensors(), math.sqrt(llama.d_model / supernet.d_model[-1])
     if own.keys() != theirs.keys():
         raise _another_shape(checkpoint)
     for name, axes in theirs.items():
@@ -50,7 +52,8 @@ def load_checkpoint(supernet: Supernet, checkpoint: Checkpoint) -> None:
         if not fits:
             raise _another_shape(checkpoint)
         parameter.zero_()
-        parameter[tuple(slice(size) for size in sizes)] = checkpoint.tensor(name).view(sizes)
+        weight = checkpoint.tensor(name).view(sizes)
+        parameter[tuple(slice(size) for size in sizes)] = weight if axes[1] else weight * gain
 
 
 def _another_shape(checkpoint: Checkpoint) -> UserError:

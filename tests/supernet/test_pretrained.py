@@ -37,6 +37,7 @@ CASES = {
     "another theta and eps": dict(rope_parameters={"rope_type": "default", "rope_theta": 1e3}, rms_norm_eps=1e-3),
     "hidden channels that are padded": dict(intermediate_size=172),
     "heads that are padded": dict(head_dim=8, num_attention_heads=2, num_key_value_heads=2),
+    "a stream that is padded": dict(hidden_size=48, rms_norm_eps=1e-2),
     "heads in groups that are padded": dict(head_dim=4, num_attention_heads=4, num_key_value_heads=2),
 }
 FORMATS = ["Q2_K", "Q4_0", "Q8_0", "F16"]
@@ -122,6 +123,8 @@ def test_shards_of_half_precision(tmp_path, tokens, dtype):
     supernet = imported(tmp_path / "llama")
     assert relative_error(whole(supernet)(tokens), model(tokens).logits) <= 1e-5
     assert supernet.embedding.weight.dtype == torch.float32
+    order_by_importance(supernet, tokens)
+    assert relative_error(whole(supernet)(tokens), model(tokens).logits) <= 1e-5
 
 
 def test_what_a_checkpoint_holds_is_not_drawn(tmp_path):
@@ -235,6 +238,12 @@ def test_what_is_null_comes_from_the_checkpoint(tmp_path, plain):
     supernet = build_supernet(settings, 99)
     assert supernet.space.to_json() == imported(tmp_path / "odd").space.to_json()
 
+    save_llama(tmp_path / "narrow", hidden_size=48, head_dim=16, rms_norm_eps=1e-3)
+    narrow = completed({**MODEL, "init": str(tmp_path / "narrow"), "d_model": [0.5, 1.0]})
+    assert (narrow["d_model"], narrow["norm_eps"]) == ([32, 64], 1e-3 * 48 / 64)
+    assert origin(narrow)["pretrained"]["padded"] == {"model.d_model": [48, 64]}
+    assert completed(narrow) == narrow
+
     save_llama(tmp_path / "wide", hidden_size=96, intermediate_size=512, num_key_value_heads=1, num_attention_heads=3)
     blocks = {key: dict(block) for key, block in MODEL["blocks"].items()}
     blocks["mlp"]["width"], blocks["attention"]["heads_per_kv"] = [0.2, 0.3, 0.75, 1.0], [0.4, 1.0]
@@ -246,7 +255,7 @@ def test_what_is_null_comes_from_the_checkpoint(tmp_path, plain):
     assert blocks["mlp"]["width"] == [256, 512] and blocks["mlp"]["down_formats"] == FORMATS
     assert (blocks["attention"]["heads_per_kv"], blocks["attention"]["kv_heads"]) == ([1, 3], [1])
     blocks["mlp"]["down_formats"] = ["F16"]
-    assert not padding({"blocks": blocks}, open_checkpoint(tmp_path / "wide"))
+    assert not padding({**settings, "blocks": blocks}, open_checkpoint(tmp_path / "wide"))
 
 
 def test_settings_of_another_net_are_refused(plain):

@@ -10,7 +10,7 @@ from supernet.errors import UserError
 from supernet.gates import Gates
 from supernet.losses import next_token_loss, stream_error
 from supernet.subnet import extract_architecture
-from supernet.teacher import Teacher
+from supernet.teacher import Lesson, Teacher
 from supernet.training import SupernetTraining, joint_loss
 from tests.supernet.schedule import SCHEDULE
 
@@ -70,6 +70,17 @@ def test_a_narrow_stream_is_not_compared(student, original, batch):
         logits = student(batch[:, :-1], narrow, states)
         losses.append(Teacher(original, 1.0, 1.0, hidden).lesson(batch[:, :-1]).loss(logits, states, batch[:, 1:])[0])
     assert torch.equal(*losses)
+
+
+def test_padded_channels_are_not_compared(student, original, batch):
+    states: list[torch.Tensor] = []
+    logits = student(batch[:, :-1], student.space.decode(student.space.largest), states)
+    teacher = Teacher(original, 1.0, 1.0, 5.0)
+    predictions = teacher.lesson(batch[:, :-1]).predictions
+    for move, equal in ((0.0, True), (1.0, False)):
+        lesson = Lesson(teacher, predictions, [state[..., :48] + move for state in states])
+        loss, _ = lesson.loss(logits, states, batch[:, 1:])
+        assert torch.equal(loss, Lesson(teacher, predictions, []).loss(logits, states, batch[:, 1:])[0]) == equal
 
 
 def test_all_subnets_of_a_step_learn_from_it_and_not_from_the_largest(student, original, batch):
