@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from supernet.data import TokenData
 from supernet.errors import UserError
+from supernet.licenses import licenses_of
 from supernet.model import Supernet
 from supernet.pretrained.checkpoint import Checkpoint
 from supernet.pretrained.fill import filled, padding
@@ -102,8 +103,9 @@ def origin(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run's summary says of where its weights come from.
 
     Returns:
-        `flops_before`, those of all runs that the weights have behind them; and `pretrained`, where a checkpoint was
-        taken, with its path, kind and what of it was padded with zeros. Its own training is not known, and not counted.
+        `flops_before`, those of all runs that the weights have behind them; `licenses` of the checkpoint that was
+        taken, here or by a run before, name -> text; and of one taken here `pretrained`, with its path, kind and what
+        of it was padded with zeros. Its own training is not known, and not counted.
 
     Raises:
         UserError: the run is missing or unfinished, or the checkpoint cannot be taken.
@@ -111,13 +113,14 @@ def origin(model: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = checkpoint_of(model)
     if checkpoint is not None:
         about = {"path": str(checkpoint.path), "kind": checkpoint.kind, "padded": padding(model, checkpoint)}
-        return {"flops_before": 0.0, "pretrained": about}
+        return {"flops_before": 0.0, "pretrained": about, "licenses": licenses_of(checkpoint.path)}
     if model.get("init") is None:
         return {"flops_before": 0.0}
     with _about_init():
         summary = read_summary(Path(model["init"]))
     # Runs of before they were counted have none.
-    return {"flops_before": float(summary.get("flops", 0.0) + summary.get("flops_before", 0.0))}
+    flops = float(summary.get("flops", 0.0) + summary.get("flops_before", 0.0))
+    return {"flops_before": flops, **({"licenses": summary["licenses"]} if "licenses" in summary else {})}
 
 
 def checkpoint_of(model: Mapping[str, Any]) -> Checkpoint | None:

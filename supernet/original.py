@@ -89,7 +89,7 @@ def make_teacher(config: DictConfig, supernet: Supernet, original: Checkpoint | 
     if original.llama.vocab_size != supernet.vocab_size:
         sizes = f"{original.llama.vocab_size} and {supernet.vocab_size} tokens"
         raise UserError(f"teacher: {original.path} and the supernet have different vocabularies, of {sizes}")
-    teacher = build(config.teacher, decoder_of(original))
+    teacher = build(config.teacher, decoder_of(original, supernet.embedding.weight.device))
     assert isinstance(teacher, Teacher)
     if teacher.hidden and len(supernet.d_model) > 1:
         raise UserError("teacher.hidden must be 0 where model.d_model is cut: its channels are put in another order")

@@ -16,7 +16,7 @@ from supernet.files import read_json, replacing, write_json
 from supernet.gates import Gates
 from supernet.genes import SearchSpace
 from supernet.model import Supernet
-from supernet.tokenizer.storing import read_tokenization
+from supernet.tokenizer.storing import checked, read_tokenization
 
 WEIGHTS, SPACE, GATES = "model.safetensors", "space.json", "gates.json"
 DATA, SUMMARY = "data.json", "summary.json"
@@ -84,7 +84,7 @@ class TrainedSupernet:
         gates: content of gates.json.
         data: content of data.json.
         tokenizer_json: content of tokenizer.json.
-        tokenizer_files: name -> text of the files that came with the tokenizer.
+        tokenizer_files: name -> text of the files that came with the tokenizer, and of licenses of the weights.
     """
 
     folder: Path
@@ -137,8 +137,7 @@ def load_supernet(run: Path) -> TrainedSupernet:
     """
     from safetensors.torch import load_file
 
-    read_summary(run)
-    folder = run / "supernet"
+    folder, summary = run / "supernet", read_summary(run)
     space = read_json(folder / SPACE)
     gates, data = read_json(folder / GATES), read_json(folder / DATA)
     for key in ("budgets_mb", "genes", "modes", "history"):
@@ -161,7 +160,8 @@ def load_supernet(run: Path) -> TrainedSupernet:
     for parameter in supernet.parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{folder / WEIGHTS} is damaged: it holds numbers that are not finite")
-    return TrainedSupernet(run, supernet, gates, data, tokenization.json, tokenization.files)
+    licenses = checked(summary.get("licenses", {}), folder / SUMMARY)
+    return TrainedSupernet(run, supernet, gates, data, tokenization.json, {**licenses, **tokenization.files})
 
 
 def gates_json(

@@ -208,7 +208,7 @@ def _write(
             numbers = range(start, min(start + sampling.batch_size, n_rows))
             path = shards / f"{start:09}.npy"
             if not path.exists():
-                decoder = decoder or decoder_of(checkpoint).to(best_device())
+                decoder = decoder or decoder_of(checkpoint, best_device())
                 uniforms = _uniforms(sampling.seed, numbers, row - 1).to(best_device())
                 temperatures = uniforms.new_tensor(
                     [sampling.temperatures[i % len(sampling.temperatures)] for i in numbers]

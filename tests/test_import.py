@@ -51,6 +51,7 @@ def llama(place):
     LlamaForCausalLM(config).save_pretrained(folder)
     texts = [path.read_text() for path in sorted((place.folder / "text").iterdir())]
     train_tokenizer(texts, 300).save(str(folder / "tokenizer.json"))
+    (folder / "LICENSE").write_text("Use it as you like.\n")
     return folder
 
 
@@ -72,6 +73,7 @@ def test_a_llama_is_compressed(place, llama, monkeypatch):
 
     summary, space = (read(run / "supernet" / f"{name}.json") for name in ("summary", "space"))
     assert summary["pretrained"]["padded"] == {"model.blocks.mlp.width": [172, 192]} and summary["flops_before"] == 0
+    assert summary["licenses"] == {"LICENSE": "Use it as you like.\n"}
     assert (space["vocab_size"], space["model"]["d_model"], space["model"]["tied"]) == (304, [32, 64], False)
     assert space["model"]["blocks"]["mlp"]["width"] == [96, 128, 160, 192]
     assert "d_model:\n  - 32\n  - 64" in (run / "config.yaml").read_text()
@@ -87,6 +89,7 @@ def test_a_llama_is_compressed(place, llama, monkeypatch):
     assert kept_original(run).fingerprint() == open_checkpoint(llama).fingerprint()
     best = next((run / "search" / "main" / "export").iterdir())
     assert read(best / "hf" / "config.json")["tie_word_embeddings"] is False
+    assert (best / "hf" / "LICENSE").read_text() == "Use it as you like.\n"
 
     finalists = read(run / "search" / "main" / "finalists.json")["targets"]["llama_cpp"]
     original, largest = (by_name(finalists["baselines"], name) for name in ("original F16", "largest F16"))

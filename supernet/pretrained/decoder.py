@@ -11,8 +11,12 @@ from supernet.subnet import Decoder, DecoderConfig, Layer
 
 
 @torch.no_grad()
-def decoder_of(checkpoint: Checkpoint) -> Decoder:
+def decoder_of(checkpoint: Checkpoint, device: torch.device | None = None) -> Decoder:
     """Return the net of a checkpoint in full precision, nothing of it padded; none of it is trained.
+
+    Args:
+        checkpoint: opened.
+        device: where its weights go one by one; None: the CPU.
 
     Raises:
         UserError: the file holds what is no weight.
@@ -20,10 +24,10 @@ def decoder_of(checkpoint: Checkpoint) -> Decoder:
     llama = checkpoint.llama
 
     def linear(name: str) -> Linear:
-        return Linear(checkpoint.tensor(name), F32())
+        return Linear(checkpoint.tensor(name).to(device), F32())
 
     def norm(name: str) -> RMSNorm:
-        return RMSNorm(checkpoint.tensor(name), llama.norm_eps)
+        return RMSNorm(checkpoint.tensor(name).to(device), llama.norm_eps)
 
     def layer(prefix: str) -> Layer:
         heads = {f"{kind}_proj": linear(f"{prefix}.attention.{kind}_proj") for kind in "qkvo"}

@@ -33,8 +33,9 @@ def filled(model: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     llama = checkpoint.llama
     blocks = {name: dict(block) for name, block in model["blocks"].items()}
     attention, mlp = blocks["attention"], blocks["mlp"]
-    readers = ((model, ("embedding_formats", "output_formats")), (attention, ("qkv_formats",)), (mlp, ("gate_up_formats",)))
-    width = _padded(llama.d_model, 1, [name for block, keys in readers for key in keys for name in block.get(key) or ()])
+    readers = [model.get("embedding_formats"), model.get("output_formats")]
+    readers += [attention.get("qkv_formats"), mlp.get("gate_up_formats")]
+    width = _padded(llama.d_model, 1, [name for formats in readers for name in formats or ()])
     taken: dict[str, Any] = {
         "n_layers": llama.n_layers,
         "head_dim": llama.head_dim,

@@ -4,6 +4,7 @@ Nothing else in the folder is opened, and no code of it is run; transformers is 
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from supernet.pretrained.hf_config import ARCHITECTURE, config_of, read_config
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 DTYPES = ("F32", "F16", "BF16")
+SHARD_WEIGHTS = 250_000_000  # of a file that is written: a GB in float32
 NAMES = {
     "embedding": "model.embed_tokens",
     "norm": "model.norm",
@@ -96,15 +98,35 @@ class HuggingFaceLlama(Checkpoint):
                 raise UserError(f"{self._file_of[name]}: {name} is stored as {dtype}; known are {', '.join(DTYPES)}")
 
 
-def save(checkpoint: Checkpoint, folder: Path) -> None:
+def save(checkpoint: Checkpoint, folder: Path, shard_weights: int = SHARD_WEIGHTS) -> None:
     """Write any checkpoint as a folder that `HuggingFaceLlama` reads, each weight in the type that it is stored in.
 
-    All weights are in memory meanwhile. config.json comes last.
+    One shard is in memory at a time. config.json comes last.
+
+    Args:
+        checkpoint: opened.
+        folder: to write to.
+        shard_weights: how many weights a shard may hold, if it does not hold a single tensor.
     """
     llama = checkpoint.llama
-    tensors = {_named(name): checkpoint.stored(name).contiguous() for name in llama.tensors()}
-    with replacing(folder / SINGLE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    shards: list[list[str]] = []
+    room = 0
+    for name, axes in llama.tensors().items():
+        size = math.prod(llama.shape(axes))
+        if not shards or size > room:
+            shards.append([])
+            room = shard_weights
+        shards[-1].append(name)
+        room -= size
+    many = len(shards)
+    files = [SINGLE] if many == 1 else [f"model-{i:05}-of-{many:05}.safetensors" for i in range(1, many + 1)]
+    for file, names in zip(files, shards, strict=True):
+        with replacing(folder / file) as temporary:
+            tensors = {_named(name): checkpoint.stored(name).contiguous() for name in names}
+            save_file(tensors, temporary, metadata={"format": "pt"})
+    if many > 1:
+        weight_map = {_named(name): file for file, names in zip(files, shards, strict=True) for name in names}
+        write_text(folder / INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1) + "\n")
     write_text(folder / CONFIG, json.dumps(config_of(llama), indent=1) + "\n")
 
 

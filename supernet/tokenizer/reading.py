@@ -12,14 +12,13 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from supernet.errors import UserError
+from supernet.licenses import is_license
 from supernet.tokenizer import CHAT_TEMPLATE, CONFIG, GENERATION, SPECIAL, Tokenization, prepared
 from supernet.tokenizer.sentencepiece import BYTES, convert
 from supernet.tokenizer.storing import TOKENIZER, TOKENIZER_FILES, read_tokenization
 
 MODEL = "tokenizer.model"
 JSON_FILES = (CONFIG, SPECIAL, GENERATION)
-LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")  # any of these, and what may follow the name
-TEXT_SUFFIXES = ("", ".txt", ".md")
 KEY = "data.tokenizer_file"
 
 
@@ -80,8 +79,7 @@ def _beside(folder: Path) -> dict[str, str]:
     """Return name -> text of the files that go along."""
     files = {}
     for path in sorted(folder.iterdir()):
-        license_text = path.name.upper().startswith(LICENSES) and path.suffix.lower() in TEXT_SUFFIXES
-        if not path.is_file() or not (license_text or path.name in (*JSON_FILES, CHAT_TEMPLATE)):
+        if not path.is_file() or not (is_license(path) or path.name in (*JSON_FILES, CHAT_TEMPLATE)):
             continue
         try:
             files[path.name] = path.read_text(encoding="utf-8")

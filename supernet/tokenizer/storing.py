@@ -1,6 +1,7 @@
 """A tokenizer in the folder of a cache or a run: two files, so that the folder is complete on its own."""
 
 from pathlib import Path
+from typing import Any
 
 from supernet.errors import UserError
 from supernet.files import read_json, write_json, write_text
@@ -36,9 +37,17 @@ def read_files(folder: Path) -> dict[str, str]:
     path = folder / TOKENIZER_FILES
     if not path.exists():
         return {}
-    files = read_json(path).get("files")
+    return checked(read_json(path).get("files"), path)
+
+
+def checked(files: Any, path: Path) -> dict[str, str]:
+    """Return name -> text of files, as they were found in `path`.
+
+    Raises:
+        UserError: they are something else.
+    """
     if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
-        raise UserError(f"{path} is damaged: expected names and texts under `files`")
+        raise UserError(f"{path} is damaged: expected names and texts of files")
     if any(Path(name).name != name for name in files):
         raise UserError(f"{path} is damaged: it has names that are paths")
     return files

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from supernet.errors import UserError
 from supernet.original import keep_original, kept_original, make_teacher, open_original, original_of
 from supernet.pretrained.decoder import decoder_of
+from supernet.pretrained.hf_llama import save
 from supernet.pretrained.load import open_checkpoint
 from tests.supernet.llamas import LLAMA3, save_llama
 
@@ -40,6 +41,13 @@ def test_the_copy_in_a_run_is_the_original(tmp_path, dtype, changes):
         load_file(path / "model.safetensors") for path in (tmp_path / "llama", run / "supernet" / "teacher")
     )
     assert all(after[name].dtype == dtype and torch.equal(after[name], before[name]) for name in after)
+    save(original, tmp_path / "shards", shard_weights=9000)
+    sharded = open_checkpoint(tmp_path / "shards")
+    assert sharded.llama == original.llama and sharded.fingerprint() == original.fingerprint()
+    files = [load_file(path) for path in sorted((tmp_path / "shards").glob("model-*.safetensors"))]
+    assert len(files) > 3
+    for tensors in files:
+        assert len(tensors) == 1 or sum(tensor.numel() for tensor in tensors.values()) <= 9000
     save_llama(tmp_path / "other", seed=1, dtype=dtype, **changes)
     assert open_checkpoint(tmp_path / "other").fingerprint() != kept.fingerprint()
 
