@@ -69,6 +69,11 @@ class Batches(L.LightningDataModule):
         rank = self.trainer.global_rank if self.trainer else 0
         return DataLoader(_Steps(self, self.first, rank), batch_size=None)
 
+    def calibration(self, n: int) -> Tensor:
+        """Return as much text of the training split as `n` batches, the same in every process."""
+        rows = n * self.batch_size
+        return self.data.batch("train", derive(self.seed, "calibration"), 0, rows, self.sequence_length)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the next step."""
         return {"step": self.trainer.global_step if self.trainer else 0}

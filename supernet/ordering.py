@@ -1,10 +1,10 @@
 """Order by importance: what prefixes are cut from holds first what matters most; the function stays the same.
 
 Once-for-all networks sort channels before widths become elastic (Cai et al., arXiv 1908.09791, section 3.3). Here
-hidden channels are eliminated one by one, the least needed first (`elimination.py`), and a head counts by how much it
-adds on some text. A channel of the residual stream counts by the mean magnitude of its activation times the norm of
-the weights that read it (Wanda, arXiv 2306.11695, for whole channels); it is read behind every norm, so its scores
-there are summed, as Minitron does with activations alone (arXiv 2407.14679).
+hidden channels and heads are eliminated one by one on some text, the least needed first (`elimination.py`). A channel
+of the residual stream counts by the mean magnitude of its activation times the norm of the weights that read it (Wanda,
+arXiv 2306.11695, for whole channels); it is read behind every norm, so its scores there are summed, as Minitron does
+with activations alone (arXiv 2407.14679).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -68,13 +68,17 @@ def order_by_importance(
 
 
 def _residuals(supernet: Supernet, tokens: Tensor) -> Iterator[Tensor]:
-    """Yield the residual stream (batch, tokens, d_model) of the largest net before each block and behind the last."""
+    """Yield the residual stream (batch, tokens, d_model) of the largest net before each block and behind the last.
+
+    Blocks read one sequence after another: no more is in memory of what is wider than the stream.
+    """
     largest = supernet.space.full_precision(supernet.space.largest)
     x = supernet.embedding.weight[tokens]
     rope = supernet.rope.table(tokens.shape[1], tokens.device)
     for prefix, block in supernet.blocks():
         yield x
-        x = x + block(x, under(largest, prefix), supernet.d_model[-1], rope)
+        parts = [block(part, under(largest, prefix), supernet.d_model[-1], rope) for part in x.split(1)]
+        x = x + torch.cat(parts)
     yield x
 
 

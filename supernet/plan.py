@@ -2,7 +2,8 @@
 
 Weights, gradients and what the optimizer keeps are counted. What a step holds beyond them, activations and rounded
 copies of weights, is the peak of going through one step of each kind on tensors without memory (`supernet/memory.py`),
-so it follows from the code that trains. Left out is ordering by importance, which holds one block's activations.
+so it follows from the code that trains. Left out is ordering by importance, which holds one block's activations on
+`schedule.order` batches, and of its hidden channels and heads a few square matrices in float64.
 """
 
 import os

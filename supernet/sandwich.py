@@ -24,7 +24,8 @@ class Schedule:
     Attributes:
         alone_steps: steps of the largest net in full precision.
         joint_steps: steps after that, gate steps included.
-        order: put channels and heads in order of importance between the two; for weights of one net trained alone.
+        order: batches of text on which channels and heads are put in order of importance between the two; 0: they stay
+            as they are. For weights of one net trained alone.
         largest_every: the largest net trains in every n-th joint step. 1: in each, beside the others, which learn its
             predictions (sandwich rule); else the others have the steps between to themselves (single path).
         smallest_every: the smallest net trains in every n-th joint step, where the others do; 0: never.
@@ -52,7 +53,7 @@ class Schedule:
 
     alone_steps: int
     joint_steps: int
-    order: bool
+    order: int
     largest_every: int
     smallest_every: int
     n_sampled: int
@@ -88,6 +89,8 @@ class Schedule:
             raise UserError(f"schedule.gate_share must be above 0 and at most 1, got {self.gate_share}")
         if self.alone_steps < 0 or self.joint_steps < 0 or self.steps < 1:
             raise UserError("schedule.alone_steps and schedule.joint_steps must be 0 or more, and one of them 1")
+        if self.order < 0:
+            raise UserError(f"schedule.order must be 0 (false: never) or a number of batches, got {self.order}")
         if self.n_sampled < 0 or self.largest_every < 1 or self.smallest_every < 0:
             raise UserError(
                 "schedule: n_sampled must be 0 or more, largest_every 1 or more, smallest_every 0 (never) or more"

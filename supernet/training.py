@@ -102,8 +102,8 @@ class SupernetTraining(L.LightningModule):
         for group in optimizer.param_groups[:2]:
             group["lr"] = group["highest_lr"] * self.schedule.lr_factor(step)
         if step == self.schedule.alone_steps and self.schedule.order:
-            tokens = self.trainer.strategy.broadcast(batch)[:, :-1]  # all processes order alike
-            order_by_importance(self.supernet, tokens, optimizer)
+            text = self.trainer.datamodule.calibration(self.schedule.order)  # type: ignore[attr-defined]
+            order_by_importance(self.supernet, text[:, :-1].to(self.device), optimizer)
         is_gate_step = self.schedule.kind(step) == "gates"
         self.supernet.requires_grad_(not is_gate_step)
         self.gates.requires_grad_(is_gate_step)

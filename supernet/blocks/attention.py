@@ -17,6 +17,7 @@ from supernet.elastic import (
     extent,
     format_gene,
 )
+from supernet.elimination import elimination_order, second_moments
 from supernet.errors import UserError
 from supernet.formats import Q4_0, Fitting, check_formats
 from supernet.formats.activations import rounded
@@ -217,17 +218,21 @@ class ElasticAttention(ElasticModule):
         return Stream(self.norm, (self.q_proj, self.k_proj, self.v_proj), (self.o_proj,))
 
     def ordered(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[list[int], list[Reordering]]:
-        """Return the heads in the order of the mean norm of what each adds to the residual stream.
+        """Return the heads in the order in which `o_proj` needs them; where none are cut, as they are.
 
-        Key-value heads move with their query heads, by the sum over these; query heads move within their group.
+        Key-value heads move with their query heads, all of a group at once; query heads move within their group.
         """
         kv, per_kv, head_dim = self.kv_heads[-1], self.heads_per_kv[-1], self.head_dim
+        if len(self.kv_heads) == len(self.heads_per_kv) == 1:
+            return list(range(kv * per_kv)), []
         q, k, v = (Matrix(p.weight.flatten(0, -2)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        mixed = mixed_heads(self.norm(x, x.shape[-1]), (q, k, v), rope, kv, head_dim, None)
-        added = torch.einsum("btgjc,dgjc->btgjd", mixed.unflatten(-1, (kv, per_kv, head_dim)), self.o_proj.weight)
-        score = added.norm(dim=-1).flatten(0, 1).mean(0)
-        groups = score.sum(1).argsort(descending=True, stable=True)
-        heads = score[groups].argsort(dim=1, descending=True, stable=True)
+        moments = second_moments(
+            mixed_heads(self.norm(part, part.shape[-1]), (q, k, v), rope, kv, head_dim, None) for part in x.split(1)
+        )
+        output_weight = self.o_proj.weight.flatten(1)
+        groups = elimination_order(moments, output_weight, per_kv * head_dim)
+        places = elimination_order(moments, output_weight, head_dim).argsort()
+        heads = places.view(kv, per_kv)[groups].argsort(dim=1)
 
         def query(w: Tensor) -> Tensor:
             return w[groups.unsqueeze(1), heads]

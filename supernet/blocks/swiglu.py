@@ -17,7 +17,7 @@ from supernet.elastic import (
     extent,
     format_gene,
 )
-from supernet.elimination import elimination_order
+from supernet.elimination import elimination_order, second_moments
 from supernet.errors import UserError
 from supernet.formats import Q4_0, Fitting, check_formats
 from supernet.genes import Gene, Value
@@ -140,9 +140,12 @@ class ElasticSwiGLU(ElasticModule):
         """Return the hidden channels in the order in which `down_proj` needs them; where none are cut, as they are."""
         if len(self.widths) == 1:
             return list(range(self.widths[0])), []
-        x = self.norm(x, x.shape[-1])
-        hidden = F.silu(F.linear(x, self.gate_proj.weight)) * F.linear(x, self.up_proj.weight)
-        order = elimination_order(hidden.flatten(0, -2), self.down_proj.weight)
+
+        def hidden(x: Tensor) -> Tensor:
+            x = self.norm(x, x.shape[-1])
+            return F.silu(F.linear(x, self.gate_proj.weight)) * F.linear(x, self.up_proj.weight)
+
+        order = elimination_order(second_moments(map(hidden, x.split(1))), self.down_proj.weight)
         rows, columns = (lambda w: w[order]), (lambda w: w[:, order])
         weights = (self.gate_proj.weight, rows), (self.up_proj.weight, rows), (self.down_proj.weight, columns)
         return order.tolist(), list(weights)

@@ -5,7 +5,7 @@ from supernet.sandwich import Schedule
 SCHEDULE = Schedule(
     alone_steps=10,
     joint_steps=40,
-    order=True,
+    order=2,
     largest_every=1,
     smallest_every=2,
     n_sampled=2,

@@ -2,9 +2,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from supernet.blocks.attention import ElasticAttention
-from supernet.blocks.swiglu import ElasticSwiGLU
-from supernet.elastic import under
 from supernet.ordering import order_by_importance
 
 
@@ -15,7 +12,7 @@ def supernet(supernet_of):
 
 @pytest.fixture
 def tokens(supernet):
-    return torch.randint(supernet.vocab_size, (4, 16), generator=torch.Generator().manual_seed(0))
+    return torch.randint(supernet.vocab_size, (40, 16), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": False, "output_formats": ("F16",)}], ids=["tied", "untied"])
@@ -44,24 +41,6 @@ def test_ordering_twice_changes_nothing(supernet, tokens):
     again = order_by_importance(supernet, tokens)
     assert all(places == sorted(places) for places in again.values())
     assert all(torch.equal(a, b) for a, b in zip(supernet.parameters(), before, strict=True))
-
-
-def test_what_is_cut_adds_least(supernet, tokens):
-    """Halves of a block: the first one adds more to the residual stream than the second one did before."""
-    order_by_importance(supernet, tokens)
-    whole = supernet.space.full_precision(supernet.space.largest)
-    rope = supernet.rope.table(tokens.shape[1], None)
-    x = supernet.embedding.weight[tokens]
-    for prefix, block in supernet.blocks():
-        local = under(whole, prefix)
-        if isinstance(block, ElasticSwiGLU):
-            first = block(x, {**local, "width": 32}, x.shape[-1], rope)
-        else:
-            assert isinstance(block, ElasticAttention)
-            first = block(x, {**local, "kv_heads": 1}, x.shape[-1], rope)
-        update = block(x, local, x.shape[-1], rope)
-        assert first.norm() > (update - first).norm()
-        x = x + update
 
 
 def first_parts(supernet, gene):

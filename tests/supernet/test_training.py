@@ -35,7 +35,7 @@ def genomes(supernet):
 def training_of(supernet, budgets, gate_every=2):
     steps = {"alone_steps": 2, "joint_steps": 60, "warmup_steps": 2, "n_sampled": 1}
     gating = {"gate_every": gate_every, "gate_warmup": 0.1, "hard_after": 0.7, "temperature": (5.0, 0.5)}
-    schedule = replace(SCHEDULE, **steps, **gating)
+    schedule = replace(SCHEDULE, order=0, **steps, **gating)
     gates = Gates(supernet.space, len(budgets), 2.0)
     adam = partial(torch.optim.AdamW, lr=1e-3)
     return SupernetTraining(supernet, gates, schedule, adam, 0, budgets, 0.2, 1.0, 0.1)
