@@ -7,7 +7,7 @@ rename, or not at all; one that does not match its own checksums is built again.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,18 +105,6 @@ class TokenData:
         """Return the slice id of each target token of `evaluation_batch` (n_sequences, sequence_length)."""
         starts = self.evaluation_starts(split, n_sequences, sequence_length)
         return self.slice_of(split, starts[:, None] + np.arange(1, sequence_length + 1))
-
-    def all_batches(self, split: str, sequence_length: int, batch_size: int) -> Iterator[torch.LongTensor]:
-        """Yield the split in order (up to batch_size, sequence_length + 1).
-
-        Window k starts at k * sequence_length, or with row k. Every token is a target once, but for the first (of
-        each row) and a rest shorter than a window.
-        """
-        self._require(split, sequence_length)
-        step = max(self.row, sequence_length)
-        starts = np.arange((self.n_tokens(split) - sequence_length - 1) // step + 1) * step
-        for first in range(0, len(starts), batch_size):
-            yield self._windows(split, starts[first : first + batch_size], sequence_length)
 
     def slice_of(self, split: str, positions: npt.ArrayLike) -> Integers:
         """Return the slice id of the token at each position of a split, in the shape of `positions`."""

@@ -154,9 +154,9 @@ def prepare(
         "corpus": None if corpus is None else corpus.describe(),
         **shared,
     }
-    sampled = _sampled(sampling, config, fractions)
     if corpus is None:
-        return sampled
+        return _sampled(sampling, config, fractions)
+    sampled = _sampled(sampling, config, dict.fromkeys(fractions, 0.0))  # of these splits nothing would be read
     own = prepare_corpus(corpus, **shared)  # type: ignore[arg-type]
     return MixedData(own.directory, config, sampled, share)
 

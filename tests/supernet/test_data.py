@@ -75,12 +75,11 @@ def test_tokens_are_the_documents(data):
     assert data.vocab_size == 300
     found = []
     for split in SPLITS:
-        tokens = torch.cat([window[:, :-1].flatten() for window in data.all_batches(split, 1, 4096)])
-        texts = np.split(tokens.numpy(), np.flatnonzero(tokens.numpy() == 0))[1:]
-        found += [data.tokenizer.decode(text[1:].tolist(), skip_special_tokens=False) for text in texts[:-1]]
+        tokens = np.fromfile(data.directory / f"{split}.bin", np.uint16)
+        texts = np.split(tokens, np.flatnonzero(tokens == 0))[1:]
+        found += [data.tokenizer.decode(text[1:].tolist(), skip_special_tokens=False) for text in texts]
     expected = {document.text for document in Words().documents()}
-    assert len(found) == 200 - len(SPLITS)  # all but each split's last, whose last token is never an input
-    assert set(found) <= expected and len(set(found)) == len(found)
+    assert set(found) == expected and len(found) == len(expected) == 200
 
 
 def test_slices_are_those_of_the_documents(data):
@@ -117,15 +116,6 @@ def test_evaluation_windows_are_spread_and_do_not_overlap(data):
         windows = data.evaluation_batch("valid", count, 32)
         assert windows.shape == (len(starts), 33)
     assert data.evaluation_starts("valid", 3, 32)[0] > n_tokens // 10
-
-
-def test_all_batches_target_every_token_once(data):
-    batches = list(data.all_batches("test", 32, 5))
-    assert all(batch.shape[1] == 33 for batch in batches)
-    targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
-    tokens = np.array(np.memmap(data.directory / "test.bin", np.uint16, mode="r"))
-    assert len(tokens) - 1 - len(targets) < 32
-    assert np.array_equal(targets.numpy(), tokens[1 : len(targets) + 1])
 
 
 def test_a_whole_cache_is_reused_and_a_damaged_one_rebuilt(tmp_path):
