@@ -68,7 +68,7 @@ def main() -> None:
             f"{' and '.join(COSTED)} are at equal FLOPs for the default steps only: leave them out of --changes"
         )
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "changes", "threads")}
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "changes", "workers")}
     rows = [*_recorded(settings, {(row["seed"], row["change"]) for row in rows}), *rows]
     effects = _effects(rows)
     record("ablation", {"settings": settings, "rows": rows, "effects": effects})

@@ -72,7 +72,7 @@ def main() -> None:
     done = [Grid(arguments, seed) for seed in sorted(set(arguments.seeds))]
     for grid in done:
         grid.run()
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "threads")}
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "workers")}
     settings["searches"] = {name: list(method.settings) for name, method in METHODS.items()}
     rows, costs = _recorded(arguments.name, settings, but=[grid.seed for grid in done])
     rows += [row for grid in done for row in grid.rows()]
@@ -91,9 +91,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune-steps", type=int, default=150, help="of the largest net; smaller nets take more")
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--objective", default="divergence", help="of all searches, beside size_mb")
-    parser.add_argument("--eval-sequences", type=int, default=64, help="that each candidate is scored on")
+    parser.add_argument("--eval-sequences", type=int, default=16, help="that each candidate is scored on")
     parser.add_argument(
-        "--threads", type=int, default=2, help="of a search; 1, with OMP_NUM_THREADS=1, for two at once"
+        "--workers", type=int, default=2, help="of a search, a thread each; 1, with OMP_NUM_THREADS=1, for two at once"
     )
 
 
@@ -198,7 +198,8 @@ class Grid:
             f"eval_sequences={a.eval_sequences}",
             "baselines=false",
             "n_measured=1",
-            f"n_threads={a.threads}",
+            f"workers={a.workers}",
+            "n_threads=1",
             *method.settings,
         ]
 
