@@ -188,7 +188,7 @@ def write(name: str, content: dict[str, Any]) -> None:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """Return the table: a line for each method and budget, means over the seeds."""
+    """Return a line for each method and budget, means over the seeds, and a table of what joint cost in each."""
     rows = content["rows"]
     heads = [
         "budget",
@@ -215,6 +215,12 @@ def markdown(content: dict[str, Any]) -> str:
             shown += [_cell([100 * v for v in columns[key]], "{:.2f} %") for key in ("accuracy", "kept")]
             shown += [_cell(columns[key], "{:.3f}") for key in ("decode_ms", "ttft_ms")]
             lines.append(f"| {' | '.join(shown)} |")
+    heads = ["seed", "supernet, PFLOPs", "search", "each net's tuning", "a net's part of both", "all", "over alone"]
+    lines += ["", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for cost in content["costs"]:
+        parts = [f"{cost[key] / 1e15:.3f}" for key in ("shared", "search", "each", "divided", "whole")]
+        parts.append(_cell([cost["cost_ratio"]] if "cost_ratio" in cost else [], "{:.2f}"))
+        lines.append(f"| {cost['seed']} | {' | '.join(parts)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -30,22 +30,27 @@ def test_every_setting_of_the_grid_composes():
 
 def test_the_table_shows_what_was_not_reached(tmp_path):
     table = importlib.import_module("headline_table")
-    scores = {"valid_loss": 2.0, "test_loss": 2.1, "test_accuracy": 0.4}
+    scores = {"valid_loss": 2.0, "test_loss": 2.1, "test_accuracy": 0.4, "slice_losses": {"re": 1.0, "os": 3.0}}
     worse = {**scores, "valid_loss": 3.0}
     entry = {"name": "a", "inherited": scores, "fine_tuned": worse, "measured": None, "scores": {"size_mb": 1.0}}
     whole = table.net("F16", entry)
     assert whole["test_loss"] == 2.1 and whole["bytes"] == 1_000_000  # before fine-tuning: it was better
+    hurt = {"test_loss": 2.2, "slice_losses": {"re": 1.5, "os": 3.1}}
     rows = [
         {"method": "joint", "budget": 20.0, "seed": 0, **table.cell(whole, whole)},
         {"method": "other", "budget": 20.0, "seed": 0, **table.cell(None, whole)},
-        {"method": "other", "budget": 30.0, "seed": 0, **table.cell({**whole, "test_loss": 2.2}, whole)},
+        {"method": "other", "budget": 30.0, "seed": 0, **table.cell({**whole, **hurt}, whole)},
         {"method": "joint", "budget": 30.0, "seed": 0, **table.cell(whole, whole)},
     ]
-    content = table.summary(rows, [], [20.0, 30.0, 40.0])
+    assert (rows[2]["hardest_hit"], rows[2]["hardest_hit_rise"]) == ("re", 0.5)
+    cost = {"seed": 0, "largest_over_alone": 1.0, **dict.fromkeys(("shared", "search", "each", "divided", "whole"), 1e15)}
+    content = table.summary(rows, [cost, {**cost, "seed": 1, "cost_ratio": 2.0}], [20.0, 30.0, 40.0])
     first, second = content["compared"]
     assert first["rival"] is None and first["gain"] is None
     assert second["rival"] == "other" and second["gain"] == pytest.approx(0.1) and second["clear"] is None
-    assert "| 20 % | other | not reached |" in table.markdown(content)
+    shown = table.markdown(content)
+    assert "| 20 % | other | not reached |" in shown
+    assert shown.endswith("| 0 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |  |\n| 1 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 2.00 |\n")
     table.draw(content, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 

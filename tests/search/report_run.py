@@ -149,7 +149,7 @@ class Fixture:
         def splits(gain: float) -> dict[str, Any]:
             valid, test = loss - gain, loss - gain + 0.03
             accuracies = {"valid_accuracy": math.exp(-valid / 3), "test_accuracy": math.exp(-test / 3)}
-            finer = {"late_loss": test - 0.1, "worst_slice": {"name": "asyncio", "loss": test + 0.4}}
+            finer = {"late_loss": test - 0.1, "slice_losses": {"asyncio": 2 * test, "json": test - 0.4}}
             return {"valid_loss": valid, "test_loss": test, **accuracies, **finer}
 
         return {
