@@ -3,10 +3,13 @@
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from supernet.files import write_json
+from supernet.subnet import extract
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -90,3 +93,26 @@ def test_a_checkpoint_is_never_in_memory_as_a_whole(tmp_path):
     weights, shard = memory_plan.save_shards(tmp_path, memory_plan.SHARDED, 50e6)
     (peak,) = memory_plan.in_children("load", [str(tmp_path)], [None])
     assert 0.95 * weights < peak < weights + shard + 0.2 * weights  # twice the weights, were it read at once
+
+
+def test_compress_judges_windows_that_begin_as_texts_do(tmp_path, tiny_supernet):
+    compress = importlib.import_module("compress")
+    (tmp_path / "text").write_text("abcdefgh" * 9)
+    encoder = SimpleNamespace(encode=lambda text, add_special_tokens: SimpleNamespace(ids=[ord(c) - 90 for c in text]))
+    tokenization = SimpleNamespace(tokenizer=encoder, bos="<s>", id_of={"<s>": 3}.get)
+    arguments = SimpleNamespace(text=tmp_path / "text", tokens=20, window=9)
+    windows = compress._windows(arguments, tokenization)
+    assert [w.tolist() for w in windows] == [[3, *range(7, 15)], [3, *range(7, 15)], [3, 7, 8, 9, 10]]
+
+    decoder = extract(tiny_supernet, tiny_supernet.space.largest)
+    probabilities = [decoder(w[None]).log_softmax(-1)[0, torch.arange(len(w) - 1), w[1:]] for w in windows]
+    assert compress.nll(decoder, windows) == pytest.approx(-torch.cat(probabilities).mean().item(), rel=1e-5)
+
+    row = {"method": "joint", "name": "finalist 1", "bits_per_weight": 4.4, "bytes": 1234, "nll": 1.5, "seed": 0}
+    larger = {**row, "name": "finalist 2", "bytes": 2000}
+    assert compress._markdown([row, larger]).splitlines()[2:] == [
+        "| joint | finalist 2 | 4.40 | 2,000 | 1.5000 | 0 |",
+        "| joint | finalist 1 | 4.40 | 1,234 | 1.5000 | 0 |",
+    ]
+    compress.draw([row, {**row, "method": "original"}], tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
