@@ -116,3 +116,23 @@ def test_compress_judges_windows_that_begin_as_texts_do(tmp_path, tiny_supernet)
     ]
     compress.draw([row, {**row, "method": "original"}], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_scales_are_fitted_in_three_ways(tiny_supernet):
+    scales = importlib.import_module("scales")
+    whole = extract(tiny_supernet, tiny_supernet.space.largest)
+    rounded = {way: scales.stored(whole, "Q4_0", way).freeze_formats().embedding.weight for way in ("absmax", "mse")}
+    assert not torch.equal(rounded["absmax"], rounded["mse"])
+    learned = scales.stored(whole, "Q4_0", "learned")
+    assert all(linear.log_factors is not None for linear in learned.linears())
+    assert not torch.equal(learned.freeze_formats().embedding.weight, whole.embedding.weight)
+
+    losses = {("absmax", 0): 2.0, ("absmax", 1): 2.1, ("learned", 0): 2.1, ("learned", 1): 2.4}
+    rows = [
+        {"format": "Q2_K", "scales": way, "seed": seed, "rounded": 3.0, "test_loss": loss}
+        for (way, seed), loss in losses.items()
+    ]
+    assert scales.markdown(rows).splitlines()[2:] == [
+        "| Q2_K | absmax | 3.0000 | 2.0500 |  |",
+        "| Q2_K | learned | 3.0000 | 2.2500 | +0.2000 ± 0.1000 |",
+    ]
