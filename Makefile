@@ -23,7 +23,7 @@ install: $(VENV)/installed  ## .venv with everything, llama-cpp-python too
 
 demo: install  ## train, search, ship, report: 20 minutes on two cores
 	$(RUN) train.py +experiment=llama_like
-	$(RUN) search.py run=runs/llama_like budget.size_mb=2.35
+	$(RUN) search.py run=runs/llama_like budget.size_mb=1.93
 
 lint: install
 	$(VENV)/bin/ruff format --check .

@@ -8,10 +8,10 @@ from typing import Any
 
 from common import RESULTS
 
+from search.report.nets import hardest_hit
 from supernet.files import read_json, replacing
 from supernet.flops import subnet_flops, tuning_flops
 from supernet.formats import MB
-from supernet.losses import hardest_hit
 from supernet.run import load_supernet
 
 COLUMNS = ("bytes", "test_loss", "rise", "late_loss", "hardest_hit_rise", "accuracy", "kept", "decode_ms", "ttft_ms")

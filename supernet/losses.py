@@ -1,6 +1,6 @@
 """Losses: next-token, in-place distillation, and the evaluation both stages share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -130,17 +130,6 @@ def slice_losses(losses: Tensor, slices: Tensor) -> dict[int, float]:
     sums = slices.flatten().bincount(losses.flatten())
     large = counts >= min(losses.shape[1], int(counts.max()))
     return {i: (sums[i] / counts[i]).item() for i in large.nonzero().flatten().tolist()}
-
-
-def hardest_hit(losses: Mapping[str, float], reference: Mapping[str, float]) -> tuple[str | None, float | None]:
-    """Return the slice of the corpus on which a net lost most against another, and by how much its loss rose there.
-
-    Args:
-        losses: of the net, by the slice's name.
-        reference: of the other; slices that are unknown there do not count.
-    """
-    rises = {name: loss - reference[name] for name, loss in losses.items() if name in reference}
-    return max(rises.items(), key=lambda item: item[1], default=(None, None))
 
 
 @torch.no_grad()

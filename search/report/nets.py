@@ -1,6 +1,7 @@
 """What is known of a finalist or baseline, and which of them to compare."""
 
 import math
+from collections.abc import Mapping
 
 from search.report.data import Entry, ReportData, lookup
 from search.report.scores import fitness, weights
@@ -37,6 +38,17 @@ def begun_with_original(entry: Entry) -> bool:
 def shipped(entry: Entry) -> Entry:
     """Return the scores of the weights that are shipped: fine-tuned if they exist, else inherited."""
     return entry.get("fine_tuned") or entry.get("inherited") or {}
+
+
+def hardest_hit(losses: Mapping[str, float], reference: Mapping[str, float]) -> tuple[str | None, float | None]:
+    """Return the slice of the corpus on which a net lost most against another, and by how much its loss rose there.
+
+    Args:
+        losses: of the net, by the slice's name.
+        reference: of the other; slices that are unknown there do not count.
+    """
+    rises = {name: loss - reference[name] for name, loss in losses.items() if name in reference}
+    return max(rises.items(), key=lambda item: item[1], default=(None, None))
 
 
 def measured(entry: Entry, cost: str) -> float | None:

@@ -11,6 +11,7 @@ from search.report.measured import COSTS, add_measured
 from search.report.nets import (
     begun_with_original,
     best_finalist,
+    hardest_hit,
     is_original,
     measured,
     nets_of,
@@ -22,7 +23,6 @@ from search.report.nets import (
 )
 from search.report.scores import base, budgets, digits, objectives, weights, words
 from search.report.usage import add_usage
-from supernet.losses import hardest_hit
 
 SPLITS = ("valid", "test")
 
