@@ -26,6 +26,7 @@ from torch import Tensor
 from supernet import stage
 from supernet.formats import MB
 from supernet.initial import initial_supernet
+from supernet.original import make_teacher
 from supernet.plan import plan
 from supernet.pretrained.checkpoint import Checkpoint
 from supernet.pretrained.fill import filled
@@ -58,12 +59,16 @@ WEIGHTS = (
 )
 SANDWICH = ("schedule.largest_every=1", "schedule.smallest_every=1", "schedule.n_sampled=2")
 MIXED, WHOLE = "trainer.precision=bf16-mixed", "trainer.precision=32-true"
+LLAMA = "LLAMA"  # stands for a checkpoint of the shape SHARDED
+TAUGHT = ("+experiment=compress", f"model.init={LLAMA}", "data.tokenizer_file=unread", *STEPS)
+COMPRESS = (*TAUGHT, "batch_size=4", "sequence_length=128")
 SIZES = {
     "many tokens": (*TOKENS, WHOLE),
     "many tokens, bf16": (*TOKENS, MIXED),
     "many tokens, sandwich": (*TOKENS, WHOLE, *SANDWICH),
     "many weights": (*WEIGHTS, WHOLE),
     "many weights, bf16, 8-bit states": (*WEIGHTS, MIXED, "optimizer=adamw8bit"),
+    "a Llama, taught by itself": (*COMPRESS, WHOLE),
 }
 # What their config.json files say.
 ROPE = dict(rope_type="llama3", low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
@@ -158,9 +163,10 @@ def parameters(config: dict[str, Any]) -> int:
 def train(overrides: list[str]) -> None:
     """Train to the end of a short schedule, with everything that `train.py` keeps beside it."""
     with tempfile.TemporaryDirectory() as folder:
-        config = compose("train", f"runs_dir={folder}", *overrides)
-        data: Any = NoText(config.data.vocab_size)
-        training = stage.make_training(config, stage.make_supernet(config, data), None)
+        config = stage.with_shape(compose("train", f"runs_dir={folder}", *overrides))
+        data: Any = NoText(config.data.vocab_size or SHARDED["vocab_size"])
+        supernet = stage.make_supernet(config, data)
+        training = stage.make_training(config, supernet, make_teacher(config, supernet))
         run = stage.Run(Path(folder), finished=False, command="", origin={})
         stage.train(config, run, training, data)
 
@@ -238,15 +244,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
-    sizes = {name: _compared(name, repeats) for name in SIZES}
+    with tempfile.TemporaryDirectory() as folder:
+        save_shards(Path(folder), SHARDED, 50 * MB)
+        sizes = {
+            name: _compared(name, [override.replace(LLAMA, folder) for override in overrides], repeats)
+            for name, overrides in SIZES.items()
+        }
     record(
         "memory_plan",
         {"sizes": sizes, "parameters": {name: counted(name) for name in LLAMAS}, "loading": _loaded(repeats)},
     )
 
 
-def _compared(name: str, repeats: int) -> dict[str, Any]:
-    found = plan(compose("train", *SIZES[name]))
+def _compared(name: str, overrides: Sequence[str], repeats: int) -> dict[str, Any]:
+    found = plan(stage.with_shape(compose("train", *overrides)))
     held = {key: size / MB for key, size in found.on(1).items()}
     row: dict[str, Any] = {
         "overrides": list(SIZES[name]),
@@ -256,7 +267,7 @@ def _compared(name: str, repeats: int) -> dict[str, Any]:
     }
     # A GPU's allocator says what it has handed out, whatever it keeps.
     ways = {"measured": None} if torch.cuda.is_available() else {"measured": GIVEN_BACK, "measured_as_is": None}
-    measured = iter(in_children("train", SIZES[name], [way for way in ways.values() for _ in range(repeats)]))
+    measured = iter(in_children("train", overrides, [way for way in ways.values() for _ in range(repeats)]))
     for way in ways:
         peaks = [next(measured) / MB for _ in range(repeats)]
         row[f"{way}_mb"] = spread(peaks)
