@@ -53,6 +53,7 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
         "seconds": round(sum(metrics.seconds.values()), 1),
         "flops": sum(phase["flops"] for phase in phases),
         **run.origin,
+        "ordered_on": training.schedule.order * config.batch_size * config.sequence_length,
         "phases": phases,
         "threads": torch.get_num_threads(),
         "device": str(device),

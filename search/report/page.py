@@ -136,7 +136,7 @@ def _add_training(page: Page, data: ReportData) -> None:
         )
         if number(data.summary.get(key)) is not None
     ]
-    page.add(f"<p>{escape(', '.join(facts))}</p>", _pretrained(data))
+    page.add(f"<p>{escape(', '.join(facts))}</p>", _pretrained(data), _ordering(data))
     if data.summary.get("phases"):
         columns = [Column("phase"), Column("steps", 0), Column("seconds", 0)]
         columns += [Column("tokens (M)", 2), Column("TFLOPs", 1)]
@@ -169,6 +169,18 @@ def _pretrained(data: ReportData) -> str:
     padded = [f"{escape(key)} from {theirs} to {ours}" for key, (theirs, ours) in about["padded"].items()]
     text += f"Padded with zeros, which change nothing of what it computes: {', '.join(padded)}." if padded else ""
     return text + ("" if padded else "Nothing had to be padded.") + "</p>"
+
+
+def _ordering(data: ReportData) -> str:
+    """Say how and on what text channels and heads were ordered; empty where they were not."""
+    n_tokens = number(data.summary.get("ordered_on"))
+    if not n_tokens:
+        return ""
+    return (
+        f"<p>What widths cut was put in order of importance on {n_tokens:,.0f} tokens of the training split: hidden channels"
+        " and heads by elimination, each time that without which the block's output is best made up for by the others;"
+        " channels of the residual stream by their magnitude times the weights that read them.</p>"
+    )
 
 
 def _add_settings(page: Page, data: ReportData) -> None:

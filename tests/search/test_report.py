@@ -112,7 +112,7 @@ def test_a_pretrained_models_text_and_padding_are_shown(tmp_path: Path) -> None:
     summary, path = fixture.run / "supernet" / "summary.json", fixture.search_dir / "finalists.json"
     padded = {"model.blocks.mlp.width": [172, 192]}
     pretrained = {"path": f"models/{HOSTILE}.bin", "kind": "llama2.c", "padded": padded}
-    write_json(summary, {**read_json(summary), "pretrained": pretrained})
+    write_json(summary, {**read_json(summary), "pretrained": pretrained, "ordered_on": 16384})
     content = read_json(path)
     baselines = content["targets"]["llama_cpp"]["baselines"]
     own = {
@@ -127,11 +127,13 @@ def test_a_pretrained_models_text_and_padding_are_shown(tmp_path: Path) -> None:
     write_json(path, content)
     text = parse(write_report(fixture.search_dir)).text
     assert "model.blocks.mlp.width from 172 to 192" in text and HOSTILE in text
+    assert "in order of importance on 16,384 tokens of the training split" in text
     assert text.index("there was an original.") < text.index("largest F16')")  # the first of the cards
     assert "Original: the pretrained model as it came" in text
     assert f"Fine-tuned from its weights, cut to size: {first['name']}. " in text
-    write_json(summary, {**read_json(summary), "pretrained": {**pretrained, "padded": {}}})
-    assert "Nothing had to be padded" in parse(write_report(fixture.search_dir)).text
+    write_json(summary, {**read_json(summary), "pretrained": {**pretrained, "padded": {}}, "ordered_on": 0})
+    text = parse(write_report(fixture.search_dir)).text
+    assert "Nothing had to be padded" in text and "in order of importance" not in text
 
 
 def test_what_rounds_to_zero_has_no_sign() -> None:
