@@ -52,7 +52,7 @@ def _rounded(yard: Shipyard, folder: Path, trained: Decoder, name: str) -> dict[
     if not done.exists():
         size_mb = yard.scorer.known(yard.space.with_format(yard.space.largest, name))["size_mb"]
         entries = []
-        for fitting in ("absmax", "mse") if format_named(name).part else ("absmax",):
+        for fitting in (way for way in format_named(name).fittings() if way != "learned"):
             decoder = copy.deepcopy(trained)
             for linear in decoder.linears():
                 linear.store_as(format_named(name, fitting))

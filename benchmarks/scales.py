@@ -1,9 +1,9 @@
-"""How should the scales of few bits be found? The largest net of a run, fine-tuned in each format in all three ways.
+"""How should the scales of few bits be found? The largest net of a run, fine-tuned in each format in all ways.
 
 `python benchmarks/scales.py --run runs/headline_alone_s0` takes a net that was trained alone, rounds all its weights to
-one format with scales by absolute maximum, by least squares, or with learned factors on them (LSQ, arXiv 1902.08153),
-and fine-tunes it. Seeds are those of the fine-tuning's batches. Writes docs/results/scales.json and .md; what was tuned
-is kept in the run, so this goes on where it stopped.
+one format with scales by absolute maximum, a fixed fraction of that, by least squares, or with learned factors on them
+(LSQ, arXiv 1902.08153), and fine-tunes it. Seeds are those of the fine-tuning's batches. Writes
+docs/results/scales.json and .md; what was tuned is kept in the run, so this goes on where it stopped.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import copy
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from common import RESULTS, compose, record
@@ -39,7 +39,7 @@ def main() -> None:
             {"format": name, "scales": fitting, "seed": seed, **_judged(yard, name, fitting, seed)}
             for seed in arguments.seeds
             for name in arguments.formats
-            for fitting in get_args(Fitting)
+            for fitting in format_named(name).fittings()
         ]
     record("scales", {"settings": vars(arguments), "rows": rows})
     write_text(RESULTS / "scales.md", markdown(rows))

@@ -118,7 +118,7 @@ def test_compress_judges_windows_that_begin_as_texts_do(tmp_path, tiny_supernet)
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_scales_are_fitted_in_three_ways(tiny_supernet):
+def test_scales_are_fitted_in_all_ways(tiny_supernet):
     scales = importlib.import_module("scales")
     whole = extract(tiny_supernet, tiny_supernet.space.largest)
     rounded = {way: scales.stored(whole, "Q4_0", way).freeze_formats().embedding.weight for way in ("absmax", "mse")}

@@ -10,7 +10,7 @@ from torch import Tensor
 from supernet.errors import UserError
 
 Encoded = tuple[Tensor, ...]
-Fitting = Literal["absmax", "mse", "learned"]
+Fitting = Literal["absmax", "clip", "mse", "learned"]
 MB = 1e6  # bytes
 F16_MAX = 65504.0  # a larger scale would be stored as infinity
 
@@ -24,9 +24,9 @@ class WeightFormat(ABC):
         group: every stored row is a multiple of it.
         part: weights behind one scale that can be fitted; 0: there is none.
         activations: what the runtime rounds the inputs of a product with such weights to, see `activations.py`.
-        fitting: where the scales come from: `absmax`, so that the largest weight is met; `mse`, the least squared
-            error among some fractions of that; `learned`, a factor on it that is trained with the weights.
-        factor: what a learned factor begins with.
+        fitting: where the scales come from: `absmax`, so that the largest weight is met; `clip`, a fixed fraction of
+            that; `mse`, the fraction among some that errs least; `learned`, a factor that is trained with the weights.
+        factor: that fraction; what a learned factor begins with. 1: the format has no use for `clip`.
     """
 
     name: ClassVar[str]
@@ -37,10 +37,17 @@ class WeightFormat(ABC):
     factor: ClassVar[float] = 1.0
 
     def __init__(self, fitting: Fitting = "absmax") -> None:
-        if fitting not in get_args(Fitting) or (fitting != "absmax" and not self.part):
-            known = ", ".join(get_args(Fitting)) if self.part else "absmax"
+        if fitting not in self.fittings():
+            known = ", ".join(self.fittings())
             raise UserError(f"model.scales.{self.name} must be one of {known}, got {fitting!r} (conf/model/)")
         self.fitting = fitting
+
+    @classmethod
+    def fittings(cls) -> tuple[Fitting, ...]:
+        """Return where the scales can come from."""
+        if not cls.part:
+            return ("absmax",)
+        return tuple(way for way in get_args(Fitting) if way != "clip" or cls.factor != 1)
 
     @abstractmethod
     def encode(self, weight: Tensor, factors: Tensor | None = None) -> Encoded:
@@ -201,6 +208,8 @@ class ScaledFormat(WeightFormat):
 
     def _fitted(self, parts: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor | None]:
         scale, offset = self.extremes(parts)
+        if factors is None and self.fitting == "clip":
+            factors = torch.full_like(scale, self.factor)
         if factors is None and self.fitting == "mse":
             factors = self._least_squares(parts, scale, offset)
         if factors is None:

@@ -94,6 +94,14 @@ def test_least_squares_errs_less(name):
     assert errors[0] < errors[1]
 
 
+def test_a_clipped_scale_is_a_fraction_of_the_absolute_maximum():
+    weight, clip = normal(8, 512), format_named("Q2_K", "clip")
+    assert torch.equal(clip.quantize(weight), FORMATS["Q2_K"].quantize(weight, torch.full((8, 32), 0.8)))
+    assert torch.equal(clip.decode(*clip.encode(weight)), clip.quantize(weight))
+    errors = [(format_named("Q2_K", f).quantize(weight) - weight).square().mean() for f in ("mse", "clip", "absmax")]
+    assert errors == sorted(errors)
+
+
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0"])
 def test_learned_factors_scale_and_learn(name):
     weight, learned = normal(8, 512).requires_grad_(), format_named(name, "learned")
@@ -140,8 +148,10 @@ def test_the_gradient_of_a_factor_is_that_of_a_learned_step(name, factor):
 def test_an_unknown_fitting_is_refused():
     with pytest.raises(UserError, match=r"model\.scales\.F16 must be one of absmax, got 'mse'"):
         format_named("F16", "mse")
-    with pytest.raises(UserError, match=r"model\.scales\.Q4_0 must be one of absmax, mse, learned"):
-        format_named("Q4_0", "best")
+    with pytest.raises(UserError, match=r"model\.scales\.Q4_0 must be one of absmax, mse, learned, got 'clip'"):
+        format_named("Q4_0", "clip")
+    with pytest.raises(UserError, match=r"model\.scales\.Q2_K must be one of absmax, clip, mse, learned"):
+        format_named("Q2_K", "best")
 
 
 @pytest.mark.parametrize(("kind", "error"), [("F16", 1e-3), ("Q8_0", 1e-2), ("Q8_K", 2e-2)])
