@@ -177,8 +177,8 @@ def _ordering(data: ReportData) -> str:
     if not n_tokens:
         return ""
     return (
-        f"<p>What widths cut was put in order of importance on {n_tokens:,.0f} tokens of the training split: hidden channels"
-        " and heads by elimination, each time that without which the block's output is best made up for by the others;"
+        f"<p>What widths cut was put in order of importance on {n_tokens:,.0f} tokens of the training split: hidden"
+        " channels and heads by elimination, each time the one that the others make up for best;"
         " channels of the residual stream by their magnitude times the weights that read them.</p>"
     )
 
