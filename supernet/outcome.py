@@ -42,6 +42,7 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
         size_mb = supernet.n_bytes(architecture) / MB
         table.append({"name": name, "size_mb": size_mb, "valid_loss": loss, "valid_accuracy": accuracy})
     phases = _phases(training, metrics.seconds, config.batch_size, config.sequence_length)
+    ordered = training.schedule.order if training.schedule.joint_steps else 0  # batches
     summary = {
         "name": run.folder.name,
         "command": run.command,
@@ -53,7 +54,7 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
         "seconds": round(sum(metrics.seconds.values()), 1),
         "flops": sum(phase["flops"] for phase in phases),
         **run.origin,
-        "ordered_on": training.schedule.order * config.batch_size * config.sequence_length,
+        "ordered_on": ordered * config.batch_size * config.sequence_length,
         "phases": phases,
         "threads": torch.get_num_threads(),
         "device": str(device),

@@ -182,6 +182,7 @@ def test_a_run_goes_on_from_another(place):
     place.train("name=branch", f"model.init={trunk}", *short, "model.scales.Q4_0=learned").fine  # noqa: B018
     summary = read(place.runs / "branch" / "supernet" / "summary.json")
     assert summary["flops_before"] == before["flops"] and before["flops_before"] == 0
+    assert before["ordered_on"] > summary["ordered_on"] == 0  # nothing is ordered where nothing is joint
     losses = [each["table"][0]["valid_loss"] for each in (before, summary)]
     shown = [any("gates" in row["name"] for row in each["table"]) for each in (before, summary)]
     assert shown == [True, False]  # gates that nobody trained prefer nothing
