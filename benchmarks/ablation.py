@@ -51,6 +51,7 @@ CHANGES = {
     "activations emulated": Change(train=("model.emulate_activations=true", "model.kv_format=F16")),
     "no order of importance": Change(train=("schedule.order=false",)),
     "scales by least squares": Change(train=tuple(f"model.scales.{name}=mse" for name in LOW_BITS)),
+    "scales of 2 bits clipped": Change(train=("model.scales.Q2_K=clip",)),
     "scales learned": Change(train=tuple(f"model.scales.{name}=learned" for name in LOW_BITS)),
 }
 
