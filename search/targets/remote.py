@@ -14,7 +14,7 @@ from search.targets import Runtime
 from supernet.config import CONF, build, one_line_errors, register
 from supernet.errors import UserError
 from supernet.files import FORMAT_VERSION, replacing, sha256, write_text
-from supernet.hardware import probe_genomes
+from supernet.hardware import MIN_PROBES, probe_genomes
 from supernet.run import TrainedSupernet, load_supernet
 from supernet.subnet import extract
 
@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=48, metavar="N", help="how many subnets (%(default)s)")
     parser.add_argument("--target", default="llama_cpp", help="conf/target/NAME.yaml with the settings (%(default)s)")
     arguments = parser.parse_args()
-    if arguments.probes < 1:
-        raise UserError(f"--probes must be 1 or more, got {arguments.probes}")
+    if arguments.probes < MIN_PROBES:
+        raise UserError(f"--probes must be {MIN_PROBES} or more, got {arguments.probes}")
     target = preset(arguments.target)
     export_folder(load_supernet(arguments.run), target, arguments.folder, arguments.probes)
     print(f"next: copy {arguments.folder} to the device and run `python {MEASURE}` in it")
