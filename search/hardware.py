@@ -101,7 +101,8 @@ def _run(trained: TrainedSupernet, runtime: Runtime, genome: Genome) -> dict[str
     """Return what the runtime measures; a net that cannot be exported has a reason too."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            artifact = runtime.export(extract(trained.supernet, genome), trained.tokenizer_json, Path(folder))
+            decoder = extract(trained.supernet, genome)
+            artifact = runtime.export(decoder, trained.tokenizer_json, Path(folder), trained.tokenizer_files)
         except UserError as error:
             return {"built": False, "reason": str(error)}
         return runtime.measure(artifact)

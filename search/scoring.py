@@ -154,7 +154,7 @@ class Scorer:
         with TemporaryDirectory() as folder:
             try:
                 decoder = extract(self.trained.supernet, genome)
-                path = runtime.export(decoder, self.trained.tokenizer_json, Path(folder))
+                path = runtime.export(decoder, self.trained.tokenizer_json, Path(folder), self.trained.tokenizer_files)
             except UserError:
                 return False
             return runtime.loads(path) is None

@@ -23,7 +23,8 @@ from search.shipping import Shipyard
 from search.strategies.sensitivity import Sensitivity
 from search.subspace import check_kinds
 from search.workers import MakeScorer, Workers, check_workers, make_workers
-from supernet.claims import already_finished, claim, locked
+from supernet.budgets import cheapest_genome
+from supernet.claims import already_finished, check_sources, claim, locked
 from supernet.cli import typed_command
 from supernet.config import build, check, check_counts, job_name, plain
 from supernet.errors import UserError
@@ -181,6 +182,8 @@ def opened(config: DictConfig) -> Iterator[Search]:
     folder = Path(config.run) / "search" / job_name(config, "search")
     search = Search(config, folder, False, typed_command())
     _check(search)
+    if config.fresh:
+        check_sources(folder, {f"targets.{name}.hardware": t.hardware for name, t in search.scorer.targets.items()})
     settings = _settings(config)
     torch.set_num_threads(config.n_threads)
     with locked(folder):
@@ -237,8 +240,11 @@ def _check(search: Search) -> None:
             "evolution=sensitivity evaluates what the linear program over sensitivities finds: sensitivity.sequences"
             " must be 2 or more and first_population.sensitivity 1 or more (first_population=sensitivity)"
         )
-    cheapest = strategy.lift(strategy.space.cheapest)
-    reachable = supernet.n_bytes(supernet.space.decode(cheapest)) / MB
+
+    def size_mb(genome: Genome) -> float:
+        return float(supernet.n_bytes(supernet.space.decode(strategy.lift(genome)))) / MB
+
+    reachable = size_mb(cheapest_genome(strategy.space, size_mb))
     limits = {"budget.size_mb": scorer.budget.get("size_mb", reachable)}
     limits |= {"finalist_sizes_mb": max(config.finalist_sizes_mb)} if config.finalist_sizes_mb else {}
     for key, limit in limits.items():

@@ -126,7 +126,7 @@ class Shipyard:
         decoder, tuned = self.best_largest
         whole = folder / target.file_name
         if not whole.exists():
-            target.export(decoder, self.trained.tokenizer_json, folder)
+            target.export(decoder, self.trained.tokenizer_json, folder, self.trained.tokenizer_files)
         path, n_bytes = target.quantized(whole, kind, folder)
         measured = target.measure(path)
         if not measured["built"]:
@@ -208,14 +208,18 @@ class Shipyard:
         path = folder / target.file_name
         length = int(self.data.config["sequence_length"])
         rows = self.data.evaluation_batch("test", max(1, RUNTIME_TOKENS // length), length)
-        theirs = target.evaluate(path, rows.numpy())
+        try:
+            theirs = target.evaluate(path, rows.numpy())
+            text = target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed)
+        except UserError as error:  # of this net, not of the search
+            return {**NOT_RUN, "measured": {**measured, "reason": str(error)}}
         ours = self.as_run(decoder, target)
         with torch.inference_mode():
             our_loss, _ = evaluate(ours, rows, self.config.eval_batch_size)
         return {
             "measured": measured,
             "runtime_test": {**theirs, "our_loss": our_loss, "tokens": rows[:, 1:].numel()},
-            "sample": self.config.prompt + target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed),
+            "sample": self.config.prompt + text,
         }
 
     def predicted(self, genome: Genome) -> dict[str, dict[str, float]]:
@@ -240,15 +244,12 @@ class Shipyard:
     def ship_candidate(self, candidate: Candidate) -> dict[str, Path]:
         """Ship any candidate: fine-tuned weights where there are some, else inherited ones."""
         decoder, kind = self.inherited(candidate.genome), "inherited"
-        tuned = self.work(str(candidate.id)) / WEIGHTS
-        quality = {}
+        tuned, done = (self.work(str(candidate.id)) / name for name in (WEIGHTS, ENTRY))
         if tuned.exists():
             decoder.load_state_dict(load_file(tuned))
             kind = "fine-tuned"
-            done = tuned.parent / ENTRY
-            if done.exists():
-                entry = read_json(done)
-                quality = {k: entry[k] for k in ("inherited", "fine_tuned")}
+        entry = read_json(done) if done.exists() else {}
+        quality = {key: entry[key] for key in ("inherited", "fine_tuned") if key in entry}
         return self._ship(candidate, decoder, kind, quality)
 
     def _ship(

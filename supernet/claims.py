@@ -85,6 +85,21 @@ def _begun(folder: Path) -> bool:
     return any(entry.name != CONFIG and not entry.name.startswith(".") for entry in folder.iterdir())
 
 
+def check_sources(folder: Path, sources: Mapping[str, str | None]) -> None:
+    """Refuse to start over in a directory that the stage itself reads from.
+
+    Args:
+        folder: the stage's directory.
+        sources: setting -> path of what is read; None: nothing.
+
+    Raises:
+        UserError: one of them lies in `folder`.
+    """
+    for key, path in sources.items():
+        if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"fresh=true would delete {key}={path} first: take another name")
+
+
 def claim(
     folder: Path,
     config: Mapping[str, Any],
@@ -109,6 +124,9 @@ def claim(
     if not leads():
         return False
     if fresh:
+        for lock in list(folder.glob(f"*/*/{LOCK}")):  # searches of a run: none may be at work
+            with locked(lock.parent):
+                pass
         # A kill in here must leave neither a stage that looks finished nor one without its settings.
         # What is named by a candidate's number goes before the journal, which says what the number means.
         finished.unlink(missing_ok=True)

@@ -112,7 +112,7 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and not re.search("out of memory|DefaultCPUAllocator", str(error)):
                 raise
-            _stop(f"out of memory: a smaller batch_size needs less; train.py says with plan=true how much ({error})")
+            _stop(f"out of memory: lower batch_size (see plan=true), of a search eval_batch_size or workers ({error})")
         except (OSError, SafetensorError) as error:
             _stop(f"{error} (what was written before is kept)")
         except KeyboardInterrupt:

@@ -22,7 +22,15 @@ from supernet.files import replacing
 from supernet.randomness import derive
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-OURS = ("accumulate_grad_batches", "limit_train_batches", "overfit_batches", "max_steps", "max_epochs", "max_time")
+OURS = (
+    "accumulate_grad_batches",
+    "fast_dev_run",
+    "limit_train_batches",
+    "max_epochs",
+    "max_steps",
+    "max_time",
+    "overfit_batches",
+)
 
 
 class _Steps(IterableDataset[Tensor]):
@@ -75,11 +83,20 @@ class Batches(L.LightningDataModule):
         return self.data.batch("train", derive(self.seed, "calibration"), 0, rows, self.sequence_length)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the next step."""
-        return {"step": self.trainer.global_step if self.trainer else 0}
+        """Return the next step, and of which text it is."""
+        return {"step": self.trainer.global_step if self.trainer else 0, "corpus": self.data.hash}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the step of a checkpoint."""
+        """Continue at the step of a checkpoint.
+
+        Raises:
+            UserError: it was written while training on another text: the same token ids would mean other tokens.
+        """
+        if state.get("corpus", self.data.hash) != self.data.hash:  # checkpoints of before it was kept have none
+            raise UserError(
+                f"the corpus has changed since this training began (its hash was {state['corpus']}, now it is"
+                f" {self.data.hash}): restore it, or begin again with fresh=true"
+            )
         self.first = state["step"]
 
 

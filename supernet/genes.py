@@ -105,6 +105,11 @@ class SearchSpace:
         """The genome that takes the cheapest choice everywhere: whatever can be dropped is."""
         return self.canonical((0,) * len(self.genes))
 
+    @cached_property
+    def row_widths(self) -> tuple[int, ...]:
+        """Positions of the widths that decide which formats fit."""
+        return tuple(sorted({k for _, widths in self._rows for k in widths}))
+
     @property
     def n_genomes(self) -> int:
         """How many index tuples there are (an upper bound: canonical form merges some)."""

@@ -144,6 +144,12 @@ def _load_run(supernet: Supernet, run: Path, data: TokenData) -> None:
     new = [name for name in own if name not in weights and "log_factors" not in name]
     if new or any(name not in own or own[name].shape != weight.shape for name, weight in weights.items()):
         raise UserError(f"model.init: the largest net of {run} has another shape; model and model.blocks must agree")
+    for key, theirs, ours in (
+        ("rope_theta, model.rope_scaling", before.supernet.rope, supernet.rope),
+        ("norm_eps", before.supernet.norm_eps, supernet.norm_eps),
+    ):
+        if theirs != ours:
+            raise UserError(f"model.init: {run} was trained with other values of model.{key}: {theirs}, here {ours}")
     supernet.load_state_dict(weights, strict=False)
 
 

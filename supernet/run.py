@@ -104,9 +104,8 @@ class TrainedSupernet:
             if key not in self.data:
                 raise UserError(f"{self.folder / 'supernet' / DATA} is damaged: it lacks {key}")
         config = self.data["config"]
-        given = config.get("tokenizer_file")
-        if given is not None and not Path(given).exists():
-            config = {**config, "tokenizer_file": str(self.folder / "supernet")}  # the run has a copy
+        if config.get("tokenizer_file") is not None:  # the run has a copy, whatever became of where it came from
+            config = {**config, "tokenizer_file": str(self.folder / "supernet")}
         if "sampling" in config:  # from the original that the run keeps, whatever became of where it came from
             config = {**config, "sampling": {**config["sampling"], "checkpoint": str(self.folder)}}
         data = build(OmegaConf.create(config))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from supernet.claims import already_finished, claim, leads, locked
+from supernet.budgets import check_budgets
+from supernet.claims import already_finished, check_sources, claim, leads, locked
 from supernet.config import build, check, check_counts, job_name, number, plain
 from supernet.data import TokenData
 from supernet.errors import UserError
@@ -24,7 +25,7 @@ from supernet.original import keep_original, original_of
 from supernet.randomness import derive
 from supernet.run import SUMMARY, described
 from supernet.teacher import Teacher
-from supernet.training import SupernetTraining, check_budgets
+from supernet.training import SupernetTraining
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,11 @@ def opened(config: DictConfig) -> Iterator[Run]:
     check_settings(config)
     folder = Path(config.runs_dir) / job_name(config, "name")
     if config.fresh:
-        _check_sources(config, folder)
+        keys = ("model.init", "data.tokenizer_file", "data.sampling.checkpoint", "gates.hardware")
+        check_sources(folder, {key: OmegaConf.select(config, key) for key in keys})
     with locked(folder):
         finished = not config.fresh and already_finished(**_claim_of(config, folder))
         yield Run(folder, finished, typed_command(), {} if finished else origin(config.model))
-
-
-def _check_sources(config: DictConfig, folder: Path) -> None:
-    """Refuse to start over in a directory that the training itself reads from."""
-    for key in ("model.init", "data.tokenizer_file", "data.sampling.checkpoint", "gates.hardware"):
-        path = OmegaConf.select(config, key)
-        if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"fresh=true would delete {key}={path} first: take another name")
 
 
 def _claim_of(config: DictConfig, folder: Path) -> dict[str, Any]:

@@ -5,43 +5,23 @@ a weight step leaves the gates alone and a gate step the weights.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from supernet.budgets import Budget
 from supernet.errors import UserError
 from supernet.formats import MB
 from supernet.gates import Gates
-from supernet.genes import Architecture, SearchSpace
-from supernet.hardware import HardwareModel, in_every_format
-from supernet.inventory import Choices
+from supernet.genes import Architecture
 from supernet.losses import distillation_loss, next_token_loss
 from supernet.model import Supernet
 from supernet.ordering import order_by_importance
 from supernet.randomness import derive
 from supernet.sandwich import Schedule
 from supernet.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What the expected cost of a set of gates is held to.
-
-    Attributes:
-        bound: on the cost, in `unit`.
-        unit: MB (as shipped) or ms (a token, as a hardware model predicts).
-        cost: of hard choices, or the differentiable expectation under soft ones.
-    """
-
-    bound: float
-    unit: str
-    cost: Callable[[Choices], Any]
-
-    def __str__(self) -> str:
-        return f"{self.bound:g} {self.unit}"
 
 
 class SupernetTraining(L.LightningModule):
@@ -238,46 +218,3 @@ def rounded_probabilities(gates: Gates) -> list[list[list[float]]]:
         [[round(p, 5) for p in row.tolist()] for row in gates.distributions(one_set).values()]
         for one_set in gates.probabilities().detach()
     ]
-
-
-def check_budgets(
-    space: SearchSpace,
-    supernet: Supernet,
-    budgets_mb: Sequence[float],
-    budgets_ms: Sequence[float] = (),
-    model: HardwareModel | None = None,
-) -> list[Budget]:
-    """Return the budgets, those on bytes first.
-
-    Args:
-        space: the genes.
-        supernet: whose subnets they are on.
-        budgets_mb: on the size, in MB.
-        budgets_ms: on the time for a token, in ms.
-        model: predicts that time.
-
-    Raises:
-        UserError: a budget lies outside what the space can reach, or is on a time that no model predicts.
-    """
-    if budgets_ms and (model is None or "decode_ms" not in model.coefficients):
-        raise UserError("gates.budgets_ms needs gates.hardware, the path of a hardware.json that predicts decode_ms")
-
-    def size(choices: Choices) -> Any:
-        return supernet.n_bytes(choices) / MB
-
-    def latency(choices: Choices) -> Any:
-        assert model is not None
-        return model.predict(supernet.inventory(choices))["decode_ms"]
-
-    budgets = [Budget(bound, "MB", size) for bound in budgets_mb]
-    budgets += [Budget(bound, "ms", latency) for bound in budgets_ms]
-    # The format that takes the fewest bits need not be the quickest.
-    genomes = [genome for end in (space.cheapest, space.largest) for genome in (end, *in_every_format(space, end))]
-    architectures = [space.decode(genome) for genome in genomes]
-    for budget in budgets:
-        costs = [budget.cost(architecture) for architecture in architectures]
-        if not min(costs) <= budget.bound <= max(costs):
-            key, what = ("budgets_mb", "") if budget.unit == "MB" else ("budgets_ms", " for a token")
-            reach = f"{min(costs):.3f} to {max(costs):.3f} {budget.unit}{what}"
-            raise UserError(f"gates.{key}: {budget.bound} {budget.unit} cannot be met; subnets take {reach}")
-    return budgets

@@ -66,6 +66,7 @@ TRAIN_MISTAKES = {
     "number for a checkpoint": ("model.init=5", "model.init must be a path"),
     "no group": ("optimizer=null", "a group is chosen by the name of its file"),
     "batches put together": ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches cannot be set"),
+    "a single step": ("+trainer.fast_dev_run=true", "trainer.fast_dev_run cannot be set"),
     "impossible positions": ("model.rope_theta=0", "rope_theta must be above 0"),
     "rising learning rate": ("schedule.final_lr=2", "schedule.final_lr"),
     "file for a folder": ("data.cache_dir=empty/0.txt", "empty/0.txt"),

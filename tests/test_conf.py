@@ -16,6 +16,7 @@ from search.evolution import Evolution
 from search.finetune import FineTuning
 from search.objectives import Objective
 from search.targets import Target
+from supernet.budgets import check_budgets
 from supernet.config import CONF, build, register
 from supernet.corpus import Corpus
 from supernet.data import TokenData
@@ -26,7 +27,6 @@ from supernet.run import build_supernet
 from supernet.sandwich import Schedule
 from supernet.subnet import extract
 from supernet.teacher import Teacher
-from supernet.training import check_budgets
 
 ROOT_FILES = {"train", "search"}
 TRAIN_GROUPS = {

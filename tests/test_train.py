@@ -193,6 +193,8 @@ def test_a_run_goes_on_from_another(place):
         "model.init=runs/nowhere": "model.init: runs/nowhere does not exist",
         "model.n_layers=3": "another shape; model and model.blocks must agree",
         "data.vocab_size=280": "another tokenizer; set data.tokenizer_file",
+        "model.rope_theta=5e5": "other values of model.rope_theta",
+        "model.norm_eps=1e-3": "other values of model.norm_eps: 1e-05, here 0.001",
     }
     for override, message in refusals.items():
         assert message in place.train("name=other", f"model.init={trunk}", *short, override).error

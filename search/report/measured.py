@@ -55,9 +55,10 @@ def add_measured(page: Page, data: ReportData, target: str) -> None:
     if not timed:
         _say_why(page, data, target, everything)
     for entry, _ in nets:
-        reason = (entry.get("measured") or {}).get("reason")
-        if reason:
-            page.add(f'<p class="missing">{escape(str(entry["name"]))} did not run: {escape(str(reason))}</p>')
+        ran = entry.get("measured") or {}
+        if ran.get("reason"):
+            what = "ran, but wrote no text" if ran.get("built") else "did not run"
+            page.add(f'<p class="missing">{escape(str(entry["name"]))} {what}: {escape(str(ran["reason"]))}</p>')
     prompts = {measured(e, "prefill_tokens") for e in everything} - {None}
     prompt = f" for a prompt of {', '.join(f'{n:g}' for n in sorted(filter(None, prompts)))} tokens" if prompts else ""
     rows = [Row([entry["name"], size_of(entry), *costs.values(entry)], kind) for entry, kind in nets]

@@ -17,6 +17,7 @@ from search.report.scores import budgets, objectives, words
 from search.report.sensitivity import add_sensitivity
 from search.report.target import add_target, headline
 from supernet.files import write_text
+from supernet.genes import KINDS
 
 
 def write_report(search_dir: Path) -> Path:
@@ -59,7 +60,7 @@ def _add_headline(page: Page, data: ReportData) -> None:
     facts = [
         ("minimized", ", ".join(dict.fromkeys(words(n)[0] for t in data.targets for n in objectives(data, t)))),
         ("budget", "; ".join(_bound(name, bound) for name, bound in budgets(data).items()) or "none"),
-        ("strategy", _setting(data, "strategy", "evolution._target_", "evolution.name")),
+        ("strategy", _strategy(data)),
         ("evaluations", _evaluations(data)),
         ("search space", f"{len(data.space)} genes, {data.space.n_genomes:.0e} nets".replace("e+", "e")),
         ("pretrained", Path((data.summary.get("pretrained") or {}).get("path", "–")).name),
@@ -101,12 +102,17 @@ def _comparison(data: ReportData, target: str) -> str:
     return escape(text + ".")
 
 
-def _setting(data: ReportData, *keys: str) -> str:
-    for key in keys:
-        for name, value in data.settings.items():
-            if (name == key or name.endswith(f".{key}")) and value is not None:
-                return str(value).rsplit(".", 1)[-1] if key.endswith("_target_") else str(value)
-    return "–"
+def _setting(data: ReportData, key: str) -> str:
+    value = data.settings.get(key)
+    return "–" if value is None else str(value)
+
+
+def _strategy(data: ReportData) -> str:
+    """Name the strategy, and the kinds of genes that it varies where these are not all."""
+    name = _setting(data, "evolution._target_").rsplit(".", 1)[-1]
+    varied = data.settings.get("evolution.vary")
+    some = isinstance(varied, list) and set(varied) != set(KINDS)
+    return f"{name}, {' and '.join(map(str, varied))} only" if some else name
 
 
 def _add_gates(page: Page, data: ReportData) -> None:

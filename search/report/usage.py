@@ -10,7 +10,7 @@ from search.report.data import Entry, ReportData
 from search.report.html import Page
 from search.report.nets import is_original, uncut
 
-PROMPT = "import "  # where the settings name none
+PROMPT = "def "  # of searches that kept no settings
 N_TOKENS = 64
 
 
@@ -23,7 +23,7 @@ def add_usage(page: Page, data: ReportData, target: str) -> None:
     if cards:
         page.add(f'<h3>Sample text</h3><p class="note">{_about(others)}</p><div class="cards">{cards}</div>')
     exported = [e for e in finalists if e.get("export")]
-    prompt = str(data.settings.get("prompt") or PROMPT)
+    prompt = str(data.settings.get("prompt", PROMPT))
     commands = "".join(_commands(data.search_dir, e, prompt, e is exported[0]) for e in exported)
     if commands:
         page.add('<h3>Commands</h3><p class="note">To be run in the folder of this page.</p>', commands)

@@ -44,7 +44,7 @@ def export_folder(trained: TrainedSupernet, target: Any, folder: Path, n_probes:
     supernet = trained.supernet
     probes = []
     for genome in progress(iterable=probe_genomes(supernet.space, n_probes, seed), desc="export", unit="net"):
-        path = target.export(extract(supernet, genome), trained.tokenizer_json, folder)
+        path = target.export(extract(supernet, genome), trained.tokenizer_json, folder, trained.tokenizer_files)
         named = path.replace(folder / f"{sha256(path)[:16]}.gguf")
         inventory = supernet.inventory(supernet.space.decode(genome))
         probes.append({"file": named.name, "genome": list(genome), "inventory": inventory})

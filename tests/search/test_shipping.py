@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -34,8 +35,9 @@ class FakeRuntime(Runtime):
     def supports(self, architecture):
         return None
 
-    def export(self, decoder, tokenizer_json, folder):
+    def export(self, decoder, tokenizer_json, folder, files):
         self.decoder = decoder
+        assert files == {"LICENSE": "free"}
         assert {linear.format.name for linear in decoder.linears()} == {"F16"}
         (folder / self.file_name).touch(exist_ok=False)  # once for all kinds
 
@@ -61,7 +63,9 @@ class FakeRuntime(Runtime):
 
 @pytest.fixture
 def yard(tiny_supernet, tmp_path):
-    trained = SimpleNamespace(supernet=tiny_supernet, tokenizer_json="{}", folder=tmp_path / "run")
+    trained = SimpleNamespace(
+        supernet=tiny_supernet, tokenizer_json="{}", tokenizer_files={"LICENSE": "free"}, folder=tmp_path / "run"
+    )
     scorer = SimpleNamespace(trained=trained, data=None, targets={}, known=lambda genome: {"size_mb": 5.0})
     config = SimpleNamespace(exports={}, finetune=None)
     yard = Shipyard(config, tmp_path, scorer, "python search.py")
@@ -107,6 +111,19 @@ def test_finalists_learn_from_the_original_where_the_run_keeps_it(yard, tiny_sup
     keep_original(open_checkpoint(yard.folder / "llama"), yard.trained.folder)
     del yard.teacher
     torch.testing.assert_close(yard.teacher(tokens), model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_that_writes_no_text_ends_no_search(yard, tiny_supernet, tmp_path, tokens):
+    def generate(*_):
+        raise UserError("the prompt is too long")
+
+    runtime = FakeRuntime(generate=generate, token_scores=lambda path, rows: (np.ones((1, 1)), np.ones((1, 1))))
+    (tmp_path / runtime.file_name).touch()
+    yard.data = SimpleNamespace(config={"sequence_length": 11}, evaluation_batch=lambda *_: tokens)
+    yard.config = SimpleNamespace(prompt="x", seed=0, eval_batch_size=2)
+    found = yard.run_on(runtime, extract(tiny_supernet, tiny_supernet.space.largest), tmp_path)
+    assert found["measured"]["built"] and found["measured"]["reason"] == "the prompt is too long"
+    assert found["sample"] is None and found["runtime_test"] is None
 
 
 def test_no_quantizer_where_the_runtime_is_not(yard):

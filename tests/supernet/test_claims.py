@@ -1,6 +1,6 @@
 import pytest
 
-from supernet.claims import claim, locked
+from supernet.claims import check_sources, claim, locked
 from supernet.errors import UserError
 
 
@@ -12,6 +12,23 @@ def test_one_process_at_a_time(tmp_path):
             pass
     with locked(tmp_path / "a"):
         pass
+
+
+def test_nothing_is_deleted_under_a_search(tmp_path):
+    search = tmp_path / "search" / "main"
+    with locked(search):
+        (search / "journal.jsonl").touch()
+        with pytest.raises(UserError, match="main is in use by another process"):
+            claimed(tmp_path, fresh=True)
+        assert (search / "journal.jsonl").exists()
+    claimed(tmp_path, fresh=True)
+    assert not search.exists()
+
+
+def test_no_source_is_deleted(tmp_path):
+    check_sources(tmp_path / "a", {"model.init": str(tmp_path / "b"), "gates.hardware": None})
+    with pytest.raises(UserError, match=r"fresh=true would delete model.init=.*b/c first"):
+        check_sources(tmp_path / "b", {"model.init": str(tmp_path / "b" / "c")})
 
 
 SETTINGS = {"name": "x", "model": {"d": [1, 2], "lr": 1e-5}, "logger": {}, "none": None, "text": "def "}

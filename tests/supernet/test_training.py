@@ -7,12 +7,13 @@ import lightning as L
 import pytest
 import torch
 
+from supernet.budgets import check_budgets
 from supernet.errors import UserError
 from supernet.formats import MB
 from supernet.gates import Gates
 from supernet.hardware import HardwareModel, Probe, probe_genomes
 from supernet.run import gates_json
-from supernet.training import SupernetTraining, check_budgets, joint_loss
+from supernet.training import SupernetTraining, joint_loss
 from tests.supernet.schedule import SCHEDULE
 
 
@@ -32,13 +33,13 @@ def genomes(supernet):
     return probe_genomes(supernet.space, 40, 0)
 
 
-def training_of(supernet, budgets, gate_every=2):
+def training_of(supernet, budgets, gate_every=2, entropy_weight=0.1):
     steps = {"alone_steps": 2, "joint_steps": 60, "warmup_steps": 2, "n_sampled": 1}
     gating = {"gate_every": gate_every, "gate_warmup": 0.1, "hard_after": 0.7, "temperature": (5.0, 0.5)}
     schedule = replace(SCHEDULE, order=0, **steps, **gating)
     gates = Gates(supernet.space, len(budgets), 2.0)
     adam = partial(torch.optim.AdamW, lr=1e-3)
-    return SupernetTraining(supernet, gates, schedule, adam, 0, budgets, 0.2, 1.0, 0.1)
+    return SupernetTraining(supernet, gates, schedule, adam, 0, budgets, 0.2, 1.0, entropy_weight)
 
 
 def train(training):
@@ -94,6 +95,17 @@ def test_budgets_that_cannot_be_met(tiny_supernet, model):
         with pytest.raises(UserError, match=r"gates.budgets_ms needs gates.hardware"):
             check_budgets(space, tiny_supernet, [], [0.05], useless)
     assert check_budgets(space, tiny_supernet, []) == []
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_a_bonus_for_low_entropy_decides_the_gates(supernet_of, model):
+    found = []
+    for weight in (0.0, 3.0):
+        supernet = supernet_of()
+        training = training_of(supernet, check_budgets(supernet.space, supernet, [], [0.06], model), 2, weight)
+        train(training)
+        found.append(training.gates.entropy(0).item())
+    assert found[1] < 0.9 * found[0]
 
 
 def test_a_hopeless_net_weighs_less(tiny_supernet):

@@ -1,0 +1,40 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from supernet.budgets import cheapest_genome
+from supernet.errors import UserError
+from supernet.fitting import Batches
+
+LOW = ("Q2_K", "Q4_0")
+
+
+def test_a_wider_row_may_cost_less(supernet_of):
+    formats = dict.fromkeys(("embedding_formats", "qkv_formats", "gate_up_formats", "down_formats"), LOW)
+    formats |= {"o_formats": ("Q4_0",)}
+    supernet = supernet_of(d_model=(384, 512), width=(192, 256), n_layers=1, droppable=False, **formats)
+    space = supernet.space
+
+    def cost(genome):
+        return float(supernet.n_bytes(space.decode(genome)))
+
+    found = cheapest_genome(space, cost)
+    assert space.decode(found)["d_model"] == 512  # whose rows fit Q2_K, 384 weights do not
+    assert cost(found) < cost(space.cheapest)
+    rng = np.random.default_rng(0)
+    assert cost(found) <= min(cost(space.sample(rng)) for _ in range(300))
+
+
+def test_where_all_rows_fit_the_cheapest_is_it(tiny_supernet):
+    space = tiny_supernet.space
+    assert cheapest_genome(space, lambda genome: float(tiny_supernet.n_bytes(space.decode(genome)))) == space.cheapest
+
+
+def test_a_training_does_not_go_on_with_other_text():
+    batches = Batches(SimpleNamespace(hash="after"), 3, lambda step: "train", 0, 2, 8)
+    with pytest.raises(UserError, match=r"the corpus has changed .*was before, now it is after.*fresh=true"):
+        batches.load_state_dict({"step": 2, "corpus": "before"})
+    assert batches.first == 0
+    batches.load_state_dict({"step": 2, **batches.state_dict(), "corpus": "after"})
+    assert batches.state_dict()["corpus"] == "after"
