@@ -37,7 +37,8 @@ class FakeRuntime(Runtime):
     def supports(self, architecture):
         return None
 
-    def export(self, decoder, tokenizer_json, folder):
+    def export(self, decoder, tokenizer_json, folder, files):
+        assert files == FILES
         if self.measured in self.broken and self.measured % 2:
             self.measured += 1
             raise UserError("cannot be written")
@@ -64,9 +65,12 @@ class FakeRuntime(Runtime):
         raise NotImplementedError
 
 
+FILES = {"tokenizer_config.json": "{}"}
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_supernet):
-    return TrainedSupernet(Path("nowhere"), tiny_supernet, {}, {}, "{}")
+    return TrainedSupernet(Path("nowhere"), tiny_supernet, {}, {}, "{}", FILES)
 
 
 def test_probes_are_measured_once(trained, tmp_path, capsys):
@@ -146,10 +150,10 @@ def test_a_device_elsewhere(trained, tmp_path, supernet_of):
 def test_a_device_elsewhere_that_does_not_fit(trained, tmp_path, supernet_of):
     there = tmp_path / "phone.json"
     plain = supernet_of(**dict.fromkeys(("embedding_formats", "qkv_formats", "o_formats"), ("Q8_0",)), droppable=False)
-    measure_hardware(TrainedSupernet(Path("x"), plain, {}, {}, "{}"), FakeRuntime("phone"), there, 12)
+    measure_hardware(TrainedSupernet(Path("x"), plain, {}, {}, "{}", FILES), FakeRuntime("phone"), there, 12)
     runtime = FakeRuntime("llama_cpp")
     runtime.hardware = str(there)
-    one_format = TrainedSupernet(Path("x"), plain, {}, {}, "{}")
+    one_format = TrainedSupernet(Path("x"), plain, {}, {}, "{}", FILES)
     assert measure_hardware(one_format, runtime, tmp_path / "good.json", 12)
     runtime.kv_bytes_per_value = 34 / 32
     with pytest.raises(UserError, match=r"phone.json was measured with kv_bytes_per_value=2.*llama_cpp has 1.0625"):

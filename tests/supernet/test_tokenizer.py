@@ -236,9 +236,12 @@ def test_a_run_has_a_copy_of_its_tokenizer(tmp_path):
         run = tmp_path / f"run of {path.name}"
         write_tokenization(run / "supernet", data.tokenization)
         described = json.loads(json.dumps(data.describe()))
+        trained = TrainedSupernet(run, None, {}, described, data.tokenizer_json, data.tokenization.files)
+        if path.is_dir():
+            (path / "LICENSE").write_text("Use it otherwise.\n")
+            assert trained.tokens().hash == data.hash
         shutil.rmtree(data.directory)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        trained = TrainedSupernet(run, None, {}, described, data.tokenizer_json, data.tokenization.files)
         again = trained.tokens()
         assert (again.hash, again.tokenization) == (data.hash, data.tokenization)
         assert again.n_tokens("train") == data.n_tokens("train")
