@@ -2,7 +2,8 @@
 
 `python benchmarks/ablation.py --seeds 0` takes the joint runs that headline.py made (or makes them), and trains again
 for the parts that training has, searches again for those that the search has. Same steps, same evaluations, one net
-fine-tuned for the budget; writes docs/results/ablation.json, .md and .png. Goes on where it stopped.
+fine-tuned for the budget; writes docs/results/ablation.json, .md and .png. Goes on where it stopped; what was recorded
+with other settings is not overwritten (`--name another`).
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import headline_table
-from common import RESULTS, ROOT, record
+from common import RESULTS, ROOT, record, recorded
 from headline import Grid, Method, add_settings, run_script
 
 from supernet.files import read_json, replacing
@@ -62,28 +63,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budget", type=float, default=23.7, help="per cent of the largest net's bytes in F16")
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
+    parser.add_argument("--name", default="ablation", help="of docs/results/NAME.json")
     add_settings(parser)
     arguments = parser.parse_args()
     if (arguments.alone_steps, arguments.joint_steps) != COSTED_FOR and set(COSTED) & set(arguments.changes):
         parser.error(
             f"{' and '.join(COSTED)} are at equal FLOPs for the default steps only: leave them out of --changes"
         )
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("seeds", "changes", "workers", "name")}
+    recorded(arguments.name, settings)  # what may not be written had better not be run
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "changes", "workers")}
-    rows = [*_recorded(settings, {(row["seed"], row["change"]) for row in rows}), *rows]
+    again = {(row["seed"], row["change"]) for row in rows}
+    before = recorded(arguments.name, settings).get("rows", [])
+    rows = [*(row for row in before if (row["seed"], row["change"]) not in again), *rows]
     effects = _effects(rows)
-    record("ablation", {"settings": settings, "rows": rows, "effects": effects})
-    with replacing(RESULTS / "ablation.md") as temporary:
+    record(arguments.name, {"settings": settings, "rows": rows, "effects": effects})
+    with replacing(RESULTS / f"{arguments.name}.md") as temporary:
         temporary.write_text(_markdown(effects), encoding="utf-8")
-    draw(effects, RESULTS / "ablation.png")
-
-
-def _recorded(settings: dict[str, Any], again: set[tuple[int, str]]) -> list[dict[str, Any]]:
-    """Return the rows that earlier calls recorded with the same settings, but for those that there are again."""
-    path = RESULTS / "ablation.json"
-    before = read_json(path) if path.exists() else {}
-    rows = before["rows"] if before.get("settings") == settings else []
-    return [row for row in rows if (row["seed"], row["change"]) not in again]
+    draw(effects, RESULTS / f"{arguments.name}.png")
 
 
 def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:

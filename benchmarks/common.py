@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from supernet.cli import typed_command
-from supernet.files import write_json
+from supernet.files import read_json, write_json
 from supernet.model import Supernet
 from supernet.subnet import Decoder
 
@@ -79,6 +79,23 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     """Return median, quartiles and count."""
     quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return {"median": statistics.median(values), "low": quartiles[0], "high": quartiles[2], "n": len(values)}
+
+
+def recorded(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what docs/results/NAME.json holds; nothing where there is no such file.
+
+    Raises:
+        SystemExit: it was recorded with other settings, and would be lost.
+    """
+    path = RESULTS / f"{name}.json"
+    before: dict[str, Any] = read_json(path) if path.exists() else {}
+    theirs = before.get("settings", settings)
+    changed = sorted(key for key in {*theirs, *settings} if theirs.get(key) != settings.get(key))
+    if changed:
+        raise SystemExit(
+            f"{path} was recorded with other settings ({', '.join(changed)}): --name another, or remove it"
+        )
+    return before
 
 
 def record(name: str, content: Mapping[str, Any]) -> None:

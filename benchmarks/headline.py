@@ -3,7 +3,7 @@
 `python benchmarks/headline.py --seeds 0` trains, searches, fine-tunes and ships in all ways that METHODS names, and
 writes what came of it at each budget to docs/results/headline.json (and .md, .png). Budgets are shares of the largest
 net's bytes in F16. Everything goes through `train.py` and `search.py`, which go on where they stopped, and so does
-this: what is finished is read, not run, and other seeds that were recorded with the same settings stay.
+this: what is finished is read, not run, and other seeds that were recorded stay (with other settings: --name another).
 
 Equal FLOPs: all methods go on from the same run of the largest net alone, at a constant learning rate. From there the
 rate falls: for the joint supernet over `--alone-steps` and `--joint-steps`, gates included; for the largest net
@@ -16,13 +16,12 @@ all budgets (`costs[].shared`), the second for each (`costs[].each`); `costs[].d
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import headline_table
-from common import RESULTS, ROOT, compose, record
+from common import ROOT, compose, record, recorded
 from headline_rivals import KINDS, rivals
 
 from supernet.files import read_json
@@ -69,12 +68,14 @@ def main() -> None:
     parser.add_argument("--name", default="headline", help="of the runs and of docs/results/NAME.json")
     parser.set_defaults(trunk=None)
     arguments = parser.parse_args()
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "workers")}
+    settings["searches"] = {name: list(method.settings) for name, method in METHODS.items()}
+    recorded(arguments.name, settings)  # what may not be written had better not be run
     done = [Grid(arguments, seed) for seed in sorted(set(arguments.seeds))]
     for grid in done:
         grid.run()
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("seeds", "workers")}
-    settings["searches"] = {name: list(method.settings) for name, method in METHODS.items()}
-    rows, costs = _recorded(arguments.name, settings, but=[grid.seed for grid in done])
+    before, again = recorded(arguments.name, settings), {grid.seed for grid in done}
+    rows, costs = ([each for each in before.get(key, []) if each["seed"] not in again] for key in ("rows", "costs"))
     rows += [row for grid in done for row in grid.rows()]
     costs += [grid.costs() for grid in done if "joint" in grid.methods]
     content = headline_table.summary(rows, costs, arguments.budgets)
@@ -95,16 +96,6 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=2, help="of a search, a thread each; 1, with OMP_NUM_THREADS=1, for two at once"
     )
-
-
-def _recorded(name: str, settings: dict[str, Any], but: Sequence[int]) -> tuple[list[Any], list[Any]]:
-    """Return rows and costs of the other seeds that were recorded with the same settings; their runs may be gone."""
-    path = RESULTS / f"{name}.json"
-    before = read_json(path) if path.exists() else {}
-    if before.get("settings") != settings:
-        return [], []
-    rows, costs = ([each for each in before[key] if each["seed"] not in but] for key in ("rows", "costs"))
-    return rows, costs
 
 
 class Grid:

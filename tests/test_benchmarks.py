@@ -59,14 +59,31 @@ def test_the_table_shows_what_was_not_reached(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_recorded_seeds_stay_while_the_settings_do(tmp_path, monkeypatch):
-    headline = importlib.import_module("headline")
-    monkeypatch.setattr(headline, "RESULTS", tmp_path)
-    assert headline._recorded("grid", {"a": 1}, but=[]) == ([], [])
-    rows = [{"seed": 0}, {"seed": 1}]
-    write_json(tmp_path / "grid.json", {"settings": {"a": 1}, "rows": rows, "costs": rows})
-    assert headline._recorded("grid", {"a": 1}, but=[1]) == ([{"seed": 0}], [{"seed": 0}])
-    assert headline._recorded("grid", {"a": 2}, but=[1]) == ([], [])
+def test_what_was_recorded_with_other_settings_is_not_overwritten(tmp_path, monkeypatch):
+    common = importlib.import_module("common")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    assert common.recorded("grid", {"a": 1}) == {}
+    content = {"settings": {"a": 1, "b": [2]}, "rows": [{"seed": 0}]}
+    write_json(tmp_path / "grid.json", content)
+    assert common.recorded("grid", {"a": 1, "b": [2]})["rows"] == content["rows"]
+    with pytest.raises(SystemExit, match=r"grid\.json was recorded with other settings \(a, c\): --name another"):
+        common.recorded("grid", {"a": 2, "b": [2], "c": 3})
+
+
+def test_other_seeds_stay_in_the_record(tmp_path, monkeypatch):
+    common, headline = (importlib.import_module(name) for name in ("common", "headline"))
+    for module in (common, headline.headline_table):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    row = {"method": "F16", "budget": 100.0, "hardest_hit_rise": 0.0, "test_loss": 2.0, "kept": 1.0, "rise": 0.0}
+    row |= dict.fromkeys(headline.headline_table.COLUMNS, 1.0)
+    for name in ("run", "costs"):
+        monkeypatch.setattr(headline.Grid, name, lambda grid: {})
+    monkeypatch.setattr(headline.Grid, "rows", lambda grid: [{**row, "seed": grid.seed}])
+    monkeypatch.setattr(headline.headline_table, "write", lambda name, content: None)
+    for seeds in (["0", "2"], ["1"], ["2"]):
+        monkeypatch.setattr(sys, "argv", ["headline.py", "--name", "grid", "--methods", "llama.cpp", "--seeds", *seeds])
+        headline.main()
+    assert common.read_json(tmp_path / "grid.json")["seeds"] == [0, 1, 2]
 
 
 def test_the_effects_of_a_change_are_paired_by_seed(tmp_path):
