@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import OmegaConf
 
+from search.finetune import WEIGHTS
 from search.scoring import Scorer
-from search.shipping import WEIGHTS, Shipyard
+from search.shipping import Shipyard
 from search.workers import Failed, Task, Workers
 from supernet.cli import progress
 from supernet.errors import UserError

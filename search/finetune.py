@@ -22,6 +22,7 @@ from supernet.randomness import derive
 from supernet.subnet import Decoder
 from supernet.training import parameter_groups
 
+WEIGHTS = "model.safetensors"  # of a tuned net, in its folder
 SETTLED = 0.99  # share of the steps after which all weights are
 
 
@@ -109,7 +110,7 @@ class FineTuning:
         """
         from safetensors.torch import load_file, save_file
 
-        weights = folder / "model.safetensors"
+        weights = folder / WEIGHTS
         if not weights.exists():
             length = int(data.config["sequence_length"])
             settings = replace(self, steps=self.steps_for(decoder, teacher, length))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from search.candidate import Candidate
 from search.finalists import Judge
-from search.finetune import FineTuning
+from search.finetune import WEIGHTS, FineTuning
 from search.scoring import Scorer
 from search.targets import Runtime, Target
 from search.tuner import Tuner
@@ -32,7 +32,7 @@ from supernet.run import versions
 from supernet.subnet import Decoder, extract
 
 NETS = "nets"  # folder of what was judged: fine-tuned weights, and its entry when it is done
-WEIGHTS, ENTRY = "model.safetensors", "entry.json"
+ENTRY = "entry.json"
 NOT_RUN = {"measured": None, "runtime_test": None, "sample": None}
 SAMPLE_TOKENS = 96
 RUNTIME_TOKENS = 8192  # of the test split, on which the shipped file is compared with our own evaluation

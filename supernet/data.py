@@ -44,7 +44,7 @@ class TokenData:
 
     Attributes:
         vocab_size: tokens of the tokenizer; below the size asked for when the corpus is tiny.
-        hash: name of the cache; equal hashes mean equal tokens.
+        hash: name of the cache; equal hashes mean equal tokens, of sampled text equal weights and settings.
         row: tokens of a row; 1 where there are none.
         slices: name of each slice; slice ids index it.
 

@@ -45,7 +45,7 @@ def attend(
     head_dim: int,
     kv_format: str | None,
 ) -> Tensor:
-    """Causal self-attention of x (batch, tokens, d_model) under q, k, v and o; q, k and v rounded to the cache's format."""
+    """Causal self-attention of x (batch, tokens, d_model) under q, k, v and o, q, k and v rounded as in a cache."""
     return matrices[3](mixed_heads(x, matrices[:3], rope, kv_heads, head_dim, kv_format))
 
 

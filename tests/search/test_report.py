@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from search.report.history import ends, operator_counts, progress
 from search.report.html import Page, format_number
 from search.report.lineage import add_lineage, drawing
 from search.report.nets import rival
+from search.report.page import _strategy
 from search.report.scores import axes, bounds, feasible, fitness, objectives, value_of, weights
 from search.report.sensitivity import color_scale, heat_maps
 from supernet.errors import UserError
@@ -390,3 +392,16 @@ def test_import_is_light() -> None:
     heavy = "{'plotly', 'matplotlib', 'torch'}"
     check = f"import sys, search.report; sys.exit(not {heavy}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({}, "–"),
+        ({"evolution._target_": "search.strategies.uniform.Uniform"}, "Uniform"),
+        ({"evolution._target_": "a.Surrogate", "evolution.vary": ["width", "switch", "format"]}, "Surrogate"),
+        ({"evolution._target_": "a.Aging", "evolution.vary": ["width", "switch"]}, "Aging, width and switch only"),
+    ],
+)
+def test_the_strategy_says_what_it_varies(settings, shown):
+    assert _strategy(SimpleNamespace(settings=settings)) == shown
