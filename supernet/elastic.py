@@ -260,7 +260,7 @@ def emulate(network: nn.Module, activations: bool = True, kv_format: str | None 
     Args:
         network: a supernet, a decoder or a part of one; before its formats are frozen or after.
         activations: of products with quantized weights.
-        kv_format: of cached keys and values, and of the queries that meet them; None: not rounded.
+        kv_format: of cached keys and values, see `as_cached`; None: not rounded.
     """
     for module in network.modules():
         if isinstance(module, Linear | ElasticLinear):

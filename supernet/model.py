@@ -52,7 +52,7 @@ class Supernet(nn.Module):
         blocks: what makes the attention and the mlp of a layer.
         scales: format -> where its scales come from, see `WeightFormat`; `absmax` where not named.
         emulate_activations: round the inputs of quantized products as llama.cpp does.
-        kv_format: round keys, values and queries as with a cache in that format; None: not.
+        kv_format: round keys and values as a cache in that format does; None: not.
         rope_scaling: of the rotary positions, see `Llama3Scaling`; None: none.
         tied: the output projection is the embedding.
         output_formats: choices of its format where it is not.

@@ -20,7 +20,7 @@ from supernet.elastic import (
 from supernet.elimination import elimination_order, second_moments
 from supernet.errors import UserError
 from supernet.formats import Q4_0, Fitting, check_formats
-from supernet.formats.activations import rounded
+from supernet.formats.activations import as_cached
 from supernet.genes import Gene, Value
 from supernet.inventory import Choices, Inventory, add, joint, matrices, mean, shares
 from supernet.plain import Block, Cache, Linear, Matrix, RMSNorm, project
@@ -45,7 +45,7 @@ def attend(
     head_dim: int,
     kv_format: str | None,
 ) -> Tensor:
-    """Causal self-attention of x (batch, tokens, d_model) under q, k, v and o, q, k and v rounded as in a cache."""
+    """Causal self-attention of x (batch, tokens, d_model) under q, k, v and o, keys and values cached in a format."""
     return matrices[3](mixed_heads(x, matrices[:3], rope, kv_heads, head_dim, kv_format))
 
 
@@ -60,7 +60,7 @@ def mixed_heads(
     """Return what the output projection reads, (batch, tokens, heads * head_dim)."""
     heads_first = (x.shape[0], x.shape[1], -1, head_dim)
     q, k, v = (each.view(heads_first).transpose(1, 2) for each in project(x, *matrices))
-    q, k, v = (rounded(each, kv_format) for each in (rotate(q, rope), rotate(k, rope), v))
+    q, k, v = as_cached(rotate(q, rope), rotate(k, rope), v, kv_format)
     if head_dim < LEAST_CHANNELS:
         q, k, v = (F.pad(each, (0, LEAST_CHANNELS - head_dim)) for each in (q, k, v))
     mixed = F.scaled_dot_product_attention(
@@ -98,7 +98,7 @@ class Attention(Block):
         # Query heads that share keys and values stand side by side, as tokens would: nothing is repeated for them.
         heads = (x.shape[0], self.kv_heads, -1, self.head_dim)
         q, k, v = (each.view(heads) for each in project(self.norm(x), *matrices))
-        q, k, v = (rounded(each, self.kv_format) for each in (rotate(q, rope), rotate(k, rope), v))
+        q, k, v = as_cached(rotate(q, rope), rotate(k, rope), v, self.kv_format)
         mixed = F.scaled_dot_product_attention(q, *cache.add(k, v))
         return self.o_proj.effective()(mixed.flatten(1).unsqueeze(1))
 

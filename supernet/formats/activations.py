@@ -58,6 +58,15 @@ def rounded(x: Tensor, kind: str | None) -> Tensor:
     return result
 
 
+def as_cached(q: Tensor, k: Tensor, v: Tensor, kv_format: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values (..., head_dim) as attention meets them with a cache in a format.
+
+    A cache in Q8_0 is multiplied in integers, queries too. Beside F16 they stay as they are from 64 tokens at once on;
+    fewer are rounded to F16, and their sums as well, which is not emulated.
+    """
+    return rounded(q, None if kv_format == "F16" else kv_format), rounded(k, kv_format), rounded(v, kv_format)
+
+
 def check_kv_format(key: str, name: str | None) -> str | None:
     """Return the name of a key-value cache format, or None for none.
 
