@@ -249,7 +249,7 @@ class Shipyard:
             decoder.load_state_dict(load_file(tuned))
             kind = "fine-tuned"
         entry = read_json(done) if done.exists() else {}
-        quality = {key: entry[key] for key in ("inherited", "fine_tuned") if key in entry}
+        quality: dict[str, Any] = {key: entry[key] for key in ("inherited", "fine_tuned") if key in entry}
         return self._ship(candidate, decoder, kind, quality)
 
     def _ship(

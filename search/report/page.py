@@ -111,8 +111,9 @@ def _strategy(data: ReportData) -> str:
     """Name the strategy, and the kinds of genes that it varies where these are not all."""
     name = _setting(data, "evolution._target_").rsplit(".", 1)[-1]
     varied = data.settings.get("evolution.vary")
-    some = isinstance(varied, list) and set(varied) != set(KINDS)
-    return f"{name}, {' and '.join(map(str, varied))} only" if some else name
+    if not isinstance(varied, list) or set(varied) == set(KINDS):
+        return name
+    return f"{name}, {' and '.join(map(str, varied))} only"
 
 
 def _add_gates(page: Page, data: ReportData) -> None:

@@ -99,7 +99,8 @@ class Attention(Block):
         heads = (x.shape[0], self.kv_heads, -1, self.head_dim)
         q, k, v = (each.view(heads) for each in project(self.norm(x), *matrices))
         q, k, v = as_cached(rotate(q, rope), rotate(k, rope), v, self.kv_format)
-        mixed = F.scaled_dot_product_attention(q, *cache.add(k, v))
+        k, v = cache.add(k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v)
         return self.o_proj.effective()(mixed.flatten(1).unsqueeze(1))
 
 
