@@ -80,7 +80,8 @@ def check_budgets(
     budgets += [Budget(bound, "ms", latency) for bound in budgets_ms]
     # The format that takes the fewest bits need not be the quickest.
     smallest = cheapest_genome(space, lambda genome: float(supernet.n_bytes(space.decode(genome))))
-    genomes = [genome for end in (smallest, space.largest) for genome in (end, *in_every_format(space, end))]
+    ends = (smallest, space.cheapest, space.largest)  # narrower rows may take more bytes and less time
+    genomes = [genome for end in ends for genome in (end, *in_every_format(space, end))]
     architectures = [space.decode(genome) for genome in genomes]
     for budget in budgets:
         costs = [budget.cost(architecture) for architecture in architectures]

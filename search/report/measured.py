@@ -57,7 +57,7 @@ def add_measured(page: Page, data: ReportData, target: str) -> None:
     for entry, _ in nets:
         ran = entry.get("measured") or {}
         if ran.get("reason"):
-            what = "ran, but wrote no text" if ran.get("built") else "did not run"
+            what = "was measured, but failed to score or write text" if ran.get("built") else "did not run"
             page.add(f'<p class="missing">{escape(str(entry["name"]))} {what}: {escape(str(ran["reason"]))}</p>')
     prompts = {measured(e, "prefill_tokens") for e in everything} - {None}
     prompt = f" for a prompt of {', '.join(f'{n:g}' for n in sorted(filter(None, prompts)))} tokens" if prompts else ""
