@@ -224,7 +224,7 @@ class Grid:
     def costs(self) -> dict[str, Any]:
         """Return the training FLOPs of the shared part and of each net, and what the search cost beside."""
         alone = [self.folder(run) for run in ("alone", "shorter")]
-        return headline_table.costs(self.folder("joint"), alone, _slug("joint"), self.seed)
+        return headline_table.costs(self.folder("joint"), alone, self.folder("structure"), _slug("joint"), self.seed)
 
 
 def _slug(name: str) -> str:

@@ -60,17 +60,19 @@ def cell(found: dict[str, Any] | None, reference: dict[str, Any]) -> dict[str, A
     }
 
 
-def costs(joint: Path, alone: Sequence[Path], search: str, seed: int) -> dict[str, Any]:
+def costs(joint: Path, alone: Sequence[Path], structure: Path, search: str, seed: int) -> dict[str, Any]:
     """Return the FLOPs of a joint run and its search, and of the largest net trained alone to the same loss.
 
-    `shared` is the supernet, `each` the tuning of a net, `divided` what a net costs when all of them share the
-    supernet; `whole` is everything, the search with it. `largest_over_alone` is the loss of the supernet's largest net
-    over that of the same net trained alone for as many FLOPs.
+    `shared` is the supernet, `structure` that for structure alone, where there is one, `each` the tuning of a net,
+    `divided` what a net costs when all of them share the supernet; `whole` is everything, the search with it.
+    `largest_over_alone` is the loss of the supernet's largest net over that of the same net trained alone for as
+    many FLOPs.
 
     Args:
         joint: the run.
         alone: runs of the largest net alone, that of as many FLOPs first; between two of them the FLOPs to a loss are
             interpolated, the logarithm of FLOPs linear in the loss.
+        structure: the run of the supernet for structure alone.
         search: its name.
         seed: of both.
     """
@@ -99,13 +101,19 @@ def costs(joint: Path, alone: Sequence[Path], search: str, seed: int) -> dict[st
         "largest_valid_loss": summary["table"][0]["valid_loss"],
     }
     found["largest_over_alone"] = found["largest_valid_loss"] / _loss(alone[0])
-    points = sorted((_loss(run), _flops(run)) for run in alone if (run / "supernet" / "summary.json").exists())
+    if _finished(structure):
+        found["structure"] = _flops(structure)
+    points = sorted((_loss(run), _flops(run)) for run in alone if _finished(run))
     if len(points) > 1:
         (low, dear), (high, cheap) = points[0], points[-1]
         slope = (math.log(cheap) - math.log(dear)) / (high - low)
         same = math.exp(math.log(dear) + slope * (found["largest_valid_loss"] - low))
         found |= {"alone_to_the_same_loss": same, "cost_ratio": found["whole"] / same, "alone": points}
     return found
+
+
+def _finished(run: Path) -> bool:
+    return (run / "supernet" / "summary.json").exists()
 
 
 def _loss(run: Path) -> float:
@@ -215,13 +223,28 @@ def markdown(content: dict[str, Any]) -> str:
             shown += [_cell([100 * v for v in columns[key]], "{:.2f} %") for key in ("accuracy", "kept")]
             shown += [_cell(columns[key], "{:.3f}") for key in ("decode_ms", "ttft_ms")]
             lines.append(f"| {' | '.join(shown)} |")
-    heads = ["seed", "supernet, PFLOPs", "search", "each net's tuning", "a net's part of both", "all", "over alone"]
-    lines += ["", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for cost in content["costs"]:
-        parts = [f"{cost[key] / 1e15:.3f}" for key in ("shared", "search", "each", "divided", "whole")]
-        parts.append(_cell([cost["cost_ratio"]] if "cost_ratio" in cost else [], "{:.2f}"))
-        lines.append(f"| {cost['seed']} | {' | '.join(parts)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_cost_lines(content["costs"])]) + "\n"
+
+
+def _cost_lines(costs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each seed and, of several, one for their mean."""
+    petaflops = {
+        "supernet, PFLOPs": "shared",
+        "structure's": "structure",
+        "search": "search",
+        "each net's tuning": "each",
+        "a net's part of both": "divided",
+        "all": "whole",
+    }
+    heads = ["seed", *petaflops, "all / alone to the same loss", "largest net's loss / alone"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    groups = {str(cost["seed"]): [cost] for cost in costs} | ({"mean": [*costs]} if len(costs) > 1 else {})
+    for name, group in groups.items():
+        parts = [_cell([c[key] / 1e15 for c in group if key in c], "{:.3f}") for key in petaflops.values()]
+        parts.append(_cell([c["cost_ratio"] for c in group if "cost_ratio" in c], "{:.2f}"))
+        parts.append(_cell([c["largest_over_alone"] for c in group], "{:.4f}"))
+        lines.append(f"| {' | '.join([name, *parts])} |")
+    return lines
 
 
 def _cell(values: Sequence[float], shape: str) -> str:

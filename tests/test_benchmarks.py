@@ -48,13 +48,17 @@ def test_the_table_shows_what_was_not_reached(tmp_path):
     assert (rows[2]["hardest_hit"], rows[2]["hardest_hit_rise"]) == ("re", 0.5)
     parts = ("shared", "search", "each", "divided", "whole")
     cost = {"seed": 0, "largest_over_alone": 1.0, **dict.fromkeys(parts, 1e15)}
-    content = table.summary(rows, [cost, {**cost, "seed": 1, "cost_ratio": 2.0}], [20.0, 30.0, 40.0])
+    other = {**cost, "seed": 1, "structure": 3e15, "largest_over_alone": 1.2, "cost_ratio": 2.0}
+    content = table.summary(rows, [cost, other], [20.0, 30.0, 40.0])
     first, second = content["compared"]
     assert first["rival"] is None and first["gain"] is None
     assert second["rival"] == "other" and second["gain"] == pytest.approx(0.1) and second["clear"] is None
     shown = table.markdown(content)
     assert "| 20 % | other | not reached |" in shown
-    assert shown.endswith(f"| 0 |{' 1.000 |' * 5}  |\n| 1 |{' 1.000 |' * 5} 2.00 |\n")
+    first, second, mean = shown.splitlines()[-3:]
+    assert first == "| 0 | 1.000 |  | 1.000 | 1.000 | 1.000 | 1.000 |  | 1.0000 |"
+    assert second == "| 1 | 1.000 | 3.000 | 1.000 | 1.000 | 1.000 | 1.000 | 2.00 | 1.2000 |"
+    assert mean.startswith("| mean | 1.000 ± 0.000 | 3.000 |") and mean.endswith("| 2.00 | 1.1000 ± 0.1414 |")
     table.draw(content, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
