@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, ROOT, compose, record
+from common import RESULTS, ROOT, compose, record, recorded
 from headline import run_script
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from search.entries import ships_tuned
+from search.finetune import WEIGHTS
 from search.session import opened
-from search.shipping import WEIGHTS, Shipyard
+from search.shipping import Shipyard
 from supernet.files import read_json, replacing, write_text
 from supernet.formats import MB
 from supernet.original import kept_original
@@ -54,8 +56,13 @@ def main() -> None:
     parser.add_argument("--search", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of search.py")
     parser.add_argument("--name", default="compress", help="of the runs and of docs/results/NAME.json")
     arguments = parser.parse_args()
-    rows = [row for seed in arguments.seeds for row in _one(arguments, seed)]
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    del settings["seeds"]
+    recorded(arguments.name, settings)  # what may not be written had better not be run
+    again = [row for seed in arguments.seeds for row in _one(arguments, seed)]
+    before = recorded(arguments.name, settings).get("rows", [])
+    rows = [*(row for row in before if row["seed"] not in arguments.seeds), *again]
+    rows.sort(key=lambda row: row["seed"])
     record(arguments.name, {"settings": settings, "goals": GOALS, "rows": rows})
     write_text(RESULTS / f"{arguments.name}.md", _markdown(rows))
     draw(rows, RESULTS / f"{arguments.name}.png")
@@ -109,10 +116,11 @@ def _one(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
 
 
 def _shipped(yard: Shipyard, entry: dict[str, Any]) -> Decoder:
-    """Return the fine-tuned net with the weights that ship."""
+    """Return the net with the weights that ship."""
     decoder = yard.inherited(tuple(entry["genome"]))
-    key = entry["name"] if entry["id"] is None else str(entry["id"])
-    decoder.load_state_dict(load_file(yard.work(key) / WEIGHTS))
+    if ships_tuned(entry):
+        key = entry["name"] if entry["id"] is None else str(entry["id"])
+        decoder.load_state_dict(load_file(yard.work(key) / WEIGHTS))
     return decoder.freeze_formats()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from common import RESULTS
 
+from search.entries import shipped
 from search.report.nets import hardest_hit
 from supernet.files import read_json, replacing
 from supernet.flops import subnet_flops, tuning_flops
@@ -22,7 +23,7 @@ def net(method: str, entry: dict[str, Any]) -> dict[str, Any]:
 
     Its quality is the better on `valid` of before and after fine-tuning, for all methods alike.
     """
-    scores = min((s for s in (entry["fine_tuned"], entry["inherited"]) if s), key=lambda s: s["valid_loss"])
+    scores = shipped(entry)
     measured = entry["measured"] or {}
     runtime = entry.get("runtime_test")
     return {
@@ -70,8 +71,8 @@ def costs(joint: Path, alone: Sequence[Path], structure: Path, search: str, seed
 
     Args:
         joint: the run.
-        alone: runs of the largest net alone, that of as many FLOPs first; between two of them the FLOPs to a loss are
-            interpolated, the logarithm of FLOPs linear in the loss.
+        alone: runs of the largest net alone, that of as many FLOPs first; from two of them the FLOPs to a loss are
+            interpolated (or extrapolated), the logarithm of FLOPs linear in the loss.
         structure: the run of the supernet for structure alone.
         search: its name.
         seed: of both.

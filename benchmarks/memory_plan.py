@@ -134,6 +134,8 @@ class Shape(Checkpoint):
 class NoText:
     """Random tokens in the place of a corpus."""
 
+    hash = tokenizer_sha256 = "none"
+
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 

@@ -41,7 +41,7 @@ def evolve(search: Search) -> list[Candidate]:
             rng = generator(config.seed, "ask", strategy.generation)
             proposals = strategy.ask(min(config.batch, config.evaluations - done), rng)
             if not proposals:
-                bar.write(f"{done} candidates are all there are to ask for within the budget")
+                bar.write(f"{done} candidates are all that the strategy finds to ask for")
                 break
             # In order of genome, neighbors share their first layers, whose activations are reused.
             proposals = sorted(proposals, key=lambda p: p.genome)

@@ -1,6 +1,7 @@
 """An opened search: its settings, held against each other, and the parts built from them."""
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from search.evolution import Evolution
 from search.hardware import measure_hardware, measured_elsewhere
 from search.profile import SENSITIVITY, Profile
 from search.scoring import HARDWARE, Scorer, make_scorer
-from search.sensitivity import measure_sensitivity
-from search.shipping import Shipyard
+from search.sensitivity import check_profile, measure_sensitivity
+from search.shipping import NETS, Shipyard
 from search.strategies.sensitivity import Sensitivity
+from search.strategies.sequential import Sequential
 from search.subspace import check_kinds
 from search.workers import MakeScorer, Workers, check_workers, make_workers
-from supernet.budgets import cheapest_genome
-from supernet.claims import already_finished, check_sources, claim, locked
+from supernet.budgets import cheapest_genome, rounded_up
+from supernet.claims import already_finished, changed, check_sources, claim, locked
 from supernet.cli import typed_command
 from supernet.config import build, check, check_counts, job_name, plain
 from supernet.errors import UserError
@@ -35,6 +37,8 @@ from supernet.hardware import MIN_PROBES
 from supernet.tokenizer import Tokenization
 
 JOURNAL, FRONT, FINALISTS, REPORT = "journal.jsonl", "front.json", "finalists.json", "report.html"
+# Those that only what is in nets/ depends on: free, too, until a search is finished.
+TUNING = ("finetune.*", "judge_sequences", "baselines")
 # Patterns of settings that no candidate's score and no finalist's weights depend on: a search goes on with others.
 FREE = ("run", "search", "workers", "ray.*", "worker_timeout_s", "reuse_mb", "prompt", "targets.*.timeout_s")
 
@@ -187,10 +191,15 @@ def opened(config: DictConfig) -> Iterator[Search]:
     settings = _settings(config)
     torch.set_num_threads(config.n_threads)
     with locked(folder):
-        search.finished = not config.fresh and already_finished(folder, settings, folder / REPORT, "fresh=true", FREE)
+        free = FREE if (folder / REPORT).exists() else (*FREE, *TUNING)
+        search.finished = not config.fresh and already_finished(folder, settings, folder / REPORT, "fresh=true", free)
         if not search.finished:
             _ = search.scorer.data  # a lost corpus is noticed before anything is kept
-            claim(folder, settings, config.fresh, folder / REPORT, "fresh=true", FREE)
+            retuned = [] if config.fresh else changed(folder, settings, "fresh=true", TUNING)
+            if retuned and (folder / NETS).exists():
+                print(f"{', '.join(retuned)}: changed, so all fine-tuning begins again")
+                shutil.rmtree(folder / NETS)
+            claim(folder, settings, config.fresh, folder / REPORT, "fresh=true", free)
         yield search
 
 
@@ -201,18 +210,6 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         for key in unset.keys() & {"budget", "fitness"}:
             unset[key] = {name: value for name, value in (unset[key] or {}).items() if value is not None}
     return settings
-
-
-def check_profile(config: DictConfig) -> None:
-    """Refuse settings of the sensitivity profile that mean nothing, or that need it where there is none."""
-    settings = config.sensitivity
-    if not isinstance(settings, DictConfig) or list(settings) != ["sequences"]:
-        raise UserError(f"sensitivity must have sequences alone, got {settings!r} (conf/search.yaml)")
-    n = settings.sequences
-    if not isinstance(n, int) or n < 0 or n == 1:  # of a single sequence there is no standard error
-        raise UserError(f"sensitivity.sequences must be 0 (no profile) or 2 or more, got {n!r} (conf/search.yaml)")
-    if config.evolution.get("bias") and not n:
-        raise UserError("evolution.bias needs a sensitivity profile: sensitivity.sequences must be 2 or more")
 
 
 def _check(search: Search) -> None:
@@ -233,8 +230,12 @@ def _check(search: Search) -> None:
             raise UserError(f"budget.{name} must be 0 or more, got {bound}")
     if not config.objectives:
         raise UserError("objective names nothing to minimize: objective=[divergence,size_mb] is the default")
-    _ = scorer.objectives, scorer.hurdles
     supernet, strategy = scorer.trained.supernet, search.make_strategy([])
+    if scorer.objectives and scorer.hurdles.sequences and isinstance(strategy, Sequential):
+        raise UserError(
+            "evolution=sequential counts structures in the format it will give them, hurdles as they are, in F16:"
+            " hurdles must be off (hurdles=none)"
+        )
     if isinstance(strategy, Sensitivity) and not (config.sensitivity.sequences and config.first_population.sensitivity):
         raise UserError(
             "evolution=sensitivity evaluates what the linear program over sensitivities finds: sensitivity.sequences"
@@ -249,7 +250,9 @@ def _check(search: Search) -> None:
     limits |= {"finalist_sizes_mb": max(config.finalist_sizes_mb)} if config.finalist_sizes_mb else {}
     for key, limit in limits.items():
         if limit < reachable:
-            raise UserError(f"{key}={limit:g}: no subnet is so small; the smallest reachable is {reachable:.3f} MB")
+            raise UserError(
+                f"{key}={limit:g}: no subnet is so small; the smallest reachable is {rounded_up(reachable):g} MB"
+            )
     if "build_failure" in scorer.objectives:
         for target in scorer.targets.values():
             missing = target.available()

@@ -1,7 +1,6 @@
 """From a genome to files that run elsewhere: extract, fine-tune, judge, export, measure."""
 
 import copy
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from functools import cached_property
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from search.candidate import Candidate
+from search.entries import ships_tuned
 from search.finalists import Judge
 from search.finetune import WEIGHTS, FineTuning
 from search.scoring import Scorer
@@ -29,7 +29,7 @@ from supernet.losses import best_device, evaluate
 from supernet.original import kept_original
 from supernet.pretrained.decoder import decoder_of
 from supernet.run import versions
-from supernet.subnet import Decoder, extract
+from supernet.subnet import Decoder, extract, weights_hash
 
 NETS = "nets"  # folder of what was judged: fine-tuned weights, and its entry when it is done
 ENTRY = "entry.json"
@@ -149,8 +149,7 @@ class Shipyard:
         """The largest net in F16, and whether it is fine-tuned: as the baseline is, unless that made it worse."""
         (name, genome), *_ = self.space.baselines()
         entry, decoder = self.baseline(name, genome), self.inherited(genome)
-        tuned = entry["fine_tuned"] or entry["inherited"]
-        better = tuned["valid_loss"] < entry["inherited"]["valid_loss"]
+        better = ships_tuned(entry)
         if better:
             decoder.load_state_dict(load_file(self.work(name) / WEIGHTS))
         for linear in decoder.linears():  # the largest net's format is the dearest there is, F16 or not
@@ -166,25 +165,31 @@ class Shipyard:
         if done.exists():
             return read_json(done)
         decoder = self.inherited(genome)
-        inherited = self.judge.scores(self.as_run(decoder))
-        fine_tuned = trial = None
+        quality: dict[str, Any] = {"inherited": self.judge.scores(self.as_run(decoder)), "fine_tuned": None}
+        trial = None
         if tune:
-            decoder, trial = self.tuner.tuned(self.work(key), name, genome)
-            fine_tuned = self.judge.scores(self.as_run(decoder))
+            tuned, trial = self.tuner.tuned(self.work(key), name, genome)
+            quality["fine_tuned"] = self.judge.scores(self.as_run(tuned))
+            if ships_tuned(quality):
+                decoder = tuned
+            else:
+                before, after = (quality[state]["valid_loss"] for state in ("inherited", "fine_tuned"))
+                print(
+                    f"{name}: fine-tuning took its loss on valid from {before:.4f} to {after:.4f}, so it keeps the"
+                    " weights it inherited; a lower finetune.lr may help"
+                )
         entry: dict[str, Any] = {
             "id": candidate.id if candidate else None,
             "name": name,
             "genome": list(genome),
             "architecture": self.space.decode(genome),
             "scores": dict(candidate.scores) if candidate else self.scorer.known(genome),
-            "inherited": inherited,
-            "fine_tuned": fine_tuned,
+            **quality,
             "trial": trial,
             "export": f"export/{candidate.id}" if candidate else None,
         }
         if candidate:
-            quality = {"inherited": inherited, "fine_tuned": fine_tuned}
-            self._ship(candidate, decoder, "fine-tuned" if tune else "inherited", quality)
+            self._ship(candidate, decoder, "fine-tuned" if ships_tuned(quality) else "inherited", quality)
             entry["on"] = self._run(decoder, genome, self.folder / "export" / str(candidate.id))
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -210,17 +215,17 @@ class Shipyard:
         rows = self.data.evaluation_batch("test", max(1, RUNTIME_TOKENS // length), length)
         try:
             theirs = target.evaluate(path, rows.numpy())
-            text = target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed)
         except UserError as error:  # of this net, not of the search
             return {**NOT_RUN, "measured": {**measured, "reason": str(error)}}
         ours = self.as_run(decoder, target)
         with torch.inference_mode():
             our_loss, _ = evaluate(ours, rows, self.config.eval_batch_size)
-        return {
-            "measured": measured,
-            "runtime_test": {**theirs, "our_loss": our_loss, "tokens": rows[:, 1:].numel()},
-            "sample": self.config.prompt + text,
-        }
+        judged = {**theirs, "our_loss": our_loss, "tokens": rows[:, 1:].numel()}
+        try:
+            text = target.generate(path, self.config.prompt, SAMPLE_TOKENS, self.config.seed)
+        except UserError as error:  # as above
+            return {"measured": {**measured, "reason": str(error)}, "runtime_test": judged, "sample": None}
+        return {"measured": measured, "runtime_test": judged, "sample": self.config.prompt + text}
 
     def predicted(self, genome: Genome) -> dict[str, dict[str, float]]:
         """Return by target the costs that its hardware model predicts; nothing where there is none."""
@@ -242,13 +247,13 @@ class Shipyard:
         return target.measure(path)
 
     def ship_candidate(self, candidate: Candidate) -> dict[str, Path]:
-        """Ship any candidate: fine-tuned weights where there are some, else inherited ones."""
+        """Ship any candidate: fine-tuned weights where there are some and they are better, else inherited ones."""
         decoder, kind = self.inherited(candidate.genome), "inherited"
         tuned, done = (self.work(str(candidate.id)) / name for name in (WEIGHTS, ENTRY))
-        if tuned.exists():
+        entry = read_json(done) if done.exists() else {}
+        if tuned.exists() and (not entry or ships_tuned(entry)):
             decoder.load_state_dict(load_file(tuned))
             kind = "fine-tuned"
-        entry = read_json(done) if done.exists() else {}
         quality: dict[str, Any] = {key: entry[key] for key in ("inherited", "fine_tuned") if key in entry}
         return self._ship(candidate, decoder, kind, quality)
 
@@ -287,12 +292,3 @@ class Shipyard:
 
 def _runs_here(target: Runtime) -> bool:
     return target.available() is None and target.hardware is None
-
-
-def weights_hash(decoder: Decoder) -> str:
-    """Return the SHA-256 over all tensors by name: equal weights, equal hash."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(decoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

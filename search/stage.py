@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from search.ahead import Net, tune_ahead
 from search.candidate import Candidate
+from search.entries import shipped
 from search.evolution import pareto_front
 from search.finalists import best_within, near_budget, spread
 from search.journal import Journal
@@ -17,11 +19,13 @@ from search.loop import evolve
 from search.original import original_baseline
 from search.session import FINALISTS, FRONT, JOURNAL, REPORT, Search, opened
 from search.shipping import Shipyard
+from search.targets import Runtime
 from supernet.claims import CONFIG, locked, read_config
 from supernet.cli import argument, print_table, progress, typed_command
 from supernet.config import job_name
 from supernet.errors import UserError
-from supernet.files import read_json, write_json
+from supernet.files import Parts, read_json, write_json
+from supernet.genes import Genome
 
 __all__ = [
     "evolve",
@@ -69,7 +73,9 @@ def _on_target(search: Search, candidates: Sequence[Candidate], target: str) -> 
 def measure_fronts(search: Search, fronts: Mapping[str, Sequence[Candidate]]) -> None:
     """Measure some members of each front, spread over it, and write front.json."""
     path, yard = search.folder / FRONT, search.shipyard()
+    parts = Parts(path)
     if path.exists():
+        parts.done()
         return
     content: dict[str, list[dict[str, Any]]] = {}
     for name, front in fronts.items():
@@ -79,9 +85,8 @@ def measure_fronts(search: Search, fronts: Mapping[str, Sequence[Candidate]]) ->
             for candidate in bar:
                 measured = None
                 if candidate.id in chosen:
-                    with tempfile.TemporaryDirectory() as folder:
-                        decoder = yard.inherited(candidate.genome)
-                        measured = yard.measure(search.scorer.targets[name], decoder, Path(folder))
+                    measure = partial(_measured, yard, search.scorer.targets[name], candidate.genome)
+                    measured = parts.part(f"{name} {candidate.id}", measure)
                 entries.append(
                     {
                         **candidate.to_json(),
@@ -91,6 +96,12 @@ def measure_fronts(search: Search, fronts: Mapping[str, Sequence[Candidate]]) ->
                     }
                 )
     write_json(path, {"targets": content})
+    parts.done()
+
+
+def _measured(yard: Shipyard, target: Runtime, genome: Genome) -> dict[str, Any] | None:
+    with tempfile.TemporaryDirectory() as folder:
+        return yard.measure(target, yard.inherited(genome), Path(folder))
 
 
 def tune_and_ship(
@@ -171,10 +182,10 @@ def export_candidate(config: DictConfig) -> None:
         candidates = Journal(path, space).candidates
         if not 0 <= config.export < len(candidates):
             raise UserError(f"export={config.export}: {path} has the candidates 0 to {len(candidates) - 1}")
-        shipped = search.shipyard().ship_candidate(candidates[config.export])
-    for kind, file in shipped.items():
+        files = search.shipyard().ship_candidate(candidates[config.export])
+    for kind, file in files.items():
         print(f"{kind}: {file}")
-    failed = read_json(shipped["manifest"])["failed"]
+    failed = read_json(files["manifest"])["failed"]
     if failed:
         raise UserError(f"export={config.export}: nothing was written for {', '.join(failed)}")
 
@@ -214,6 +225,6 @@ def _row(entry: dict[str, Any]) -> list[str]:
         entry["name"],
         f"{entry['scores']['size_mb']:.3f}",
         *(f"{scores['test_loss']:.4f}" if scores else "-" for scores in (inherited, tuned)),
-        f"{(tuned or inherited)['test_accuracy']:.2%}",
+        f"{shipped(entry)['test_accuracy']:.2%}",
         f"{measured['decode_ms']:.3f}" if measured.get("built") else "-",
     ]

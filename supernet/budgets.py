@@ -1,5 +1,6 @@
 """What gates and searches may be held to: budgets, and what the space can reach."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,12 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.bound:g} {self.unit}"
+
+
+def rounded_up(value: float) -> float:
+    """Return a cost in three digits or more, not below what it is: as a budget it has to reach."""
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return math.ceil(round(value * 10**digits, 6)) / 10**digits
 
 
 def cheapest_genome(space: SearchSpace, cost: Callable[[Genome], float]) -> Genome:
@@ -87,6 +94,6 @@ def check_budgets(
         costs = [budget.cost(architecture) for architecture in architectures]
         if not min(costs) <= budget.bound <= max(costs):
             key, what = ("budgets_mb", "") if budget.unit == "MB" else ("budgets_ms", " for a token")
-            reach = f"{min(costs):.3f} to {max(costs):.3f} {budget.unit}{what}"
+            reach = f"{rounded_up(min(costs)):g} to {max(costs):.3f} {budget.unit}{what}"
             raise UserError(f"gates.{key}: {budget.bound} {budget.unit} cannot be met; subnets take {reach}")
     return budgets

@@ -55,13 +55,30 @@ def already_finished(
     Raises:
         UserError: the folder holds the same stage with other settings.
     """
-    if _begun(folder) and (folder / CONFIG).exists():
-        before = read_config(folder / CONFIG, fresh_key)
-        changed = {key for key, _ in _flat(before).items() ^ _flat(config).items()}
-        keys = ", ".join(sorted(key for key in changed if not any(fnmatchcase(key, pattern) for pattern in free)))
-        if keys:
-            raise UserError(f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}")
+    differing = changed(folder, config, fresh_key)
+    keys = ", ".join(key for key in differing if not _matches(key, free))
+    if keys:
+        raise UserError(f"{folder} was begun with other settings ({keys}); name another or say {fresh_key}")
     return finished.exists()
+
+
+def changed(folder: Path, config: Mapping[str, Any], fresh_key: str, among: Collection[str] = ("*",)) -> list[str]:
+    """Return the dotted keys whose settings are not those that the stage in `folder` was begun with.
+
+    Args:
+        folder: the stage's directory.
+        config: all settings, resolved.
+        fresh_key: how to say "start over", for the message.
+        among: patterns of the keys that matter.
+
+    Raises:
+        UserError: the settings that were kept are damaged.
+    """
+    if not (_begun(folder) and (folder / CONFIG).exists()):
+        return []
+    before = read_config(folder / CONFIG, fresh_key)
+    keys = {key for key, _ in _flat(before).items() ^ _flat(config).items()}
+    return sorted(key for key in keys if _matches(key, among))
 
 
 def read_config(path: Path, fresh_key: str) -> dict[str, Any]:
@@ -112,7 +129,7 @@ def claim(
 
     Args:
         folder: the stage's directory, locked by the caller.
-        config: all settings, resolved; kept as config.yaml and compared with what is there.
+        config: all settings, resolved; compared with what is there, and kept as config.yaml.
         fresh: delete what is there.
         finished: the file a finished stage leaves.
         fresh_key: how to say "start over", for the message.
@@ -135,9 +152,12 @@ def claim(
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     elif already_finished(folder, config, finished, fresh_key, free):
         return True
-    if not _begun(folder) or not (folder / CONFIG).exists():
-        write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     return False
+
+
+def _matches(key: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:

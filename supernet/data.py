@@ -26,6 +26,10 @@ from supernet.tokenizer.reading import fingerprint, load_tokenizer
 from supernet.tokenizer.storing import TOKENIZER, read_tokenization
 
 CACHE_VERSION = 2  # raised whenever the same settings would give other bytes
+OTHER_TOKENIZER = (
+    "was built anew, and its tokenizer is not the one this run was trained with: the same text makes another under"
+    " another version of `tokenizers`; install the one of the training (`versions` in a summary.json)"
+)
 ENCODE_DOCUMENTS = 64  # tokenized at a time; an encoding takes many times its text's memory
 
 Integers = npt.NDArray[np.int64]
@@ -46,6 +50,7 @@ class TokenData:
         vocab_size: tokens of the tokenizer; below the size asked for when the corpus is tiny.
         hash: name of the cache; equal hashes mean equal tokens, of sampled text equal weights and settings.
         row: tokens of a row; 1 where there are none.
+        tokenizer_sha256: hash of tokenizer.json, which another version of `tokenizers` may train differently.
         slices: name of each slice; slice ids index it.
 
     Raises:
@@ -64,7 +69,7 @@ class TokenData:
         self.tokenizer = self.tokenization.tokenizer
         self.vocab_size = self.tokenization.vocab_size
         self.end_of_text_id = self.tokenization.starts_documents[0]
-        self._tokenizer_sha256: str = index["files"][TOKENIZER]
+        self.tokenizer_sha256: str = index["files"][TOKENIZER]
         dtype = np.dtype(index["dtype"])
         self._tokens = {split: np.memmap(directory / f"{split}.bin", dtype, mode="r") for split in SPLITS}
         # (2, documents): position of each document's first token, and its slice id.
@@ -123,7 +128,7 @@ class TokenData:
             "dtype": str(self._tokens["train"].dtype),
             "vocab_size": self.vocab_size,
             "end_of_text_id": self.end_of_text_id,
-            "tokenizer_sha256": self._tokenizer_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
             "config": self.config,
         }
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,3 +93,31 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Parts:
+    """Results of a long phase as they come, by name, in a file that goes when the phase is done: a kill costs one.
+
+    Args:
+        whole: the file that the phase leaves in the end; the parts lie beside it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+
+    def __init__(self, whole: Path) -> None:
+        self.path = whole.with_suffix(".parts.json")
+        self.known: dict[str, Any] = {}
+        if self.path.exists():
+            self.known = read_json(self.path).get("parts") or {}
+
+    def part(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return a result, plain values as JSON has them, made and kept unless it is known."""
+        if name not in self.known:
+            self.known[name] = make()
+            write_json(self.path, {"parts": self.known})
+        return self.known[name]
+
+    def done(self) -> None:
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)

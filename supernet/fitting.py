@@ -10,13 +10,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from supernet.cli import progress
 from supernet.config import build
-from supernet.data import TokenData
+from supernet.data import OTHER_TOKENIZER, TokenData
 from supernet.errors import UserError
 from supernet.files import replacing
 from supernet.randomness import derive
@@ -84,19 +85,23 @@ class Batches(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the next step, and of which text it is."""
-        return {"step": self.trainer.global_step if self.trainer else 0, "corpus": self.data.hash}
+        step = self.trainer.global_step if self.trainer else 0
+        return {"step": step, "corpus": self.data.hash, "tokenizer": self.data.tokenizer_sha256}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the step of a checkpoint.
 
         Raises:
-            UserError: it was written while training on another text: the same token ids would mean other tokens.
+            UserError: it was written while training on another text, or with another tokenizer: the same token ids
+                would mean other tokens.
         """
         if state.get("corpus", self.data.hash) != self.data.hash:  # checkpoints of before it was kept have none
             raise UserError(
                 f"the corpus has changed since this training began (its hash was {state['corpus']}, now it is"
                 f" {self.data.hash}): restore it, or begin again with fresh=true"
             )
+        if state.get("tokenizer", self.data.tokenizer_sha256) != self.data.tokenizer_sha256:
+            raise UserError(f"{self.data.directory} {OTHER_TOKENIZER}, or begin again with fresh=true")
         self.first = state["step"]
 
 
@@ -208,6 +213,8 @@ def check_trainer(settings: Mapping[str, Any]) -> L.Trainer:
         if key in settings:
             raise UserError(f"trainer.{key} cannot be set: which batch a step takes is the schedule's (conf/schedule/)")
     trainer = _trainer(settings, logger=False)
+    if trainer.precision == "64-true":
+        raise UserError("trainer.precision=64-true: formats are decoded to float32; say 32-true")
     if trainer.precision in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
         raise UserError(f"trainer.precision={trainer.precision} rounds what is trained; say bf16-mixed or 32-true")
     return trainer
@@ -219,6 +226,9 @@ def _trainer(settings: Mapping[str, Any], **more: Any) -> L.Trainer:
         own["precision"] = "bf16-mixed" if _has_bf16() else "32-true"
     trainer = build(OmegaConf.create(own), **more)
     assert isinstance(trainer, L.Trainer)
+    if own.get("strategy", "auto") == "auto" and isinstance(trainer.strategy, DDPStrategy):
+        # A step trains weights or gates, and of the weights those that its nets have.
+        return _trainer({**settings, "strategy": "ddp_find_unused_parameters_true"}, **more)
     return trainer
 
 

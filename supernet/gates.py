@@ -45,8 +45,15 @@ class Gates(nn.Module):
         return len(self.logits)
 
     def probabilities(self) -> Tensor:
-        """Return (n_sets, n_genes, n_choices); padding is 0."""
-        return torch.stack(list(self.logits)).softmax(-1)
+        """Return (n_sets, n_genes, n_choices); padding is 0.
+
+        Not for a loss: what is stacked all gets a gradient, of zeros, with which an optimizer's momentum moves on.
+        """
+        return torch.stack(list(self.logits)).softmax(-1).detach()
+
+    def expected(self, index: int) -> dict[str, Tensor]:
+        """Return gene name -> probabilities of set `index`, whose gradient reaches the logits of that set only."""
+        return self.distributions(self.logits[index].softmax(-1))
 
     def distributions(self, probabilities: Tensor) -> dict[str, Tensor]:
         """Return gene name -> probabilities over its choices, from one set's (n_genes, n_choices)."""

@@ -103,7 +103,8 @@ def origin(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run's summary says of where its weights come from.
 
     Returns:
-        `flops_before`, those of all runs that the weights have behind them; `licenses` of the checkpoint that was
+        `flops_before`, those of all runs that the weights have behind them; `continued`, how many runs these are, where
+        there are any; `licenses` of the checkpoint that was
         taken, here or by a run before, name -> text; and of one taken here `pretrained`, with its path, kind and what
         of it was padded with zeros. Its own training is not known, and not counted.
 
@@ -120,7 +121,12 @@ def origin(model: Mapping[str, Any]) -> dict[str, Any]:
         summary = read_summary(Path(model["init"]))
     # Runs of before they were counted have none.
     flops = float(summary.get("flops", 0.0) + summary.get("flops_before", 0.0))
-    return {"flops_before": flops, **({"licenses": summary["licenses"]} if "licenses" in summary else {})}
+    runs = summary.get("continued", int(summary.get("flops_before", 0.0) > 0)) + 1
+    return {
+        "flops_before": flops,
+        "continued": runs,
+        **({"licenses": summary["licenses"]} if "licenses" in summary else {}),
+    }
 
 
 def checkpoint_of(model: Mapping[str, Any]) -> Checkpoint | None:

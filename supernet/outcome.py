@@ -2,18 +2,20 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from supernet.budgets import rounded_up
 from supernet.config import plain
 from supernet.data import TokenData
 from supernet.errors import UserError
 from supernet.files import read_json, write_json
 from supernet.fitting import check_trainer
 from supernet.flops import forward_flops, phase_flops
-from supernet.formats import MB
+from supernet.formats import MB, format_named
 from supernet.genes import Genome
 from supernet.losses import evaluate
 from supernet.metrics import Metrics
@@ -123,8 +125,12 @@ def say_finished(run: Run) -> None:
     ]
     if costs:
         print_table("what each phase cost", ["phase", "steps", "seconds", "M tokens", "TFLOPs"], costs)
-    budget = next(
-        (r["size_mb"] for r in summary["table"] if r["name"] == "uniform Q4_0"),
-        summary["table"][0]["size_mb"],
-    )
-    print(f"next: python search.py {argument('run', run.folder)} budget.size_mb={budget:.2f}")
+    budget = rounded_up(_four_bits(summary["table"]))
+    print(f"next: python search.py {argument('run', run.folder)} budget.size_mb={budget:g}")
+
+
+def _four_bits(table: Sequence[Mapping[str, Any]]) -> float:
+    """Return the size, in MB, of the smallest uniform net of 4 bits or more, else of the largest net."""
+    rows = [row for row in table if row["name"].startswith("uniform ")]
+    sizes = [r["size_mb"] for r in rows if format_named(r["name"].removeprefix("uniform ")).bits >= 4]
+    return float(min(sizes, default=table[0]["size_mb"]))

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from supernet.config import build
-from supernet.data import TokenData
+from supernet.data import OTHER_TOKENIZER, TokenData
 from supernet.errors import UserError
 from supernet.files import read_json, replacing, write_json
 from supernet.gates import Gates
@@ -98,7 +98,7 @@ class TrainedSupernet:
         """Return the tokens it was trained on; a missing cache is built again.
 
         Raises:
-            UserError: data.json is damaged, or the corpus is gone or has changed.
+            UserError: data.json is damaged, the corpus is gone or has changed, or its tokenizer came out differently.
         """
         for key in ("config", "hash"):
             if key not in self.data:
@@ -111,6 +111,8 @@ class TrainedSupernet:
         data = build(OmegaConf.create(config))
         if not isinstance(data, TokenData) or data.hash != self.data["hash"]:
             raise UserError(f"the corpus of {self.folder} has changed since training; its hash was {self.data['hash']}")
+        if data.tokenizer_sha256 != self.data.get("tokenizer_sha256", data.tokenizer_sha256):
+            raise UserError(f"{data.directory} {OTHER_TOKENIZER}")
         return data
 
 

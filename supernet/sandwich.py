@@ -99,6 +99,8 @@ class Schedule:
             raise UserError("schedule.n_sampled must be 1 or more where largest_every leaves steps to sampled nets")
         if self.gate_every < 0 or self.gate_every == 1:
             raise UserError(f"schedule.gate_every must be 0 (never) or 2 or more, got {self.gate_every}")
+        if self.gate_every == self.largest_every == 2:
+            raise UserError("schedule: gate_every=2 takes every step that largest_every=2 leaves to sampled nets")
         if self.student_weight < 0:
             raise UserError(f"schedule.student_weight must be 0 or more, got {self.student_weight}")
         if self.student_gap <= 0:
@@ -112,9 +114,9 @@ class Schedule:
         return self.alone_steps + self.joint_steps
 
     @property
-    def trains_gates(self) -> bool:
-        """Whether any step is a gate step."""
-        return any(self.kind(step) == "gates" for step in range(self.alone_steps, self.steps))
+    def gate_steps(self) -> int:
+        """Number of gate steps."""
+        return sum(self.kind(step) == "gates" for step in range(self.alone_steps, self.steps))
 
     def progress(self, step: int) -> float:
         """Return the share of the joint steps that lies behind `step`; 0 while training alone."""

@@ -134,8 +134,17 @@ def make_training(config: DictConfig, supernet: Supernet, teacher: Teacher | Non
     budgets = check_budgets(supernet.space, supernet, **on, model=model)
     if not budgets:
         schedule = build(config.schedule, gate_every=0)
-    if not schedule.trains_gates:  # gates that nobody trained prefer nothing
+    if not schedule.gate_steps:  # gates that nobody trained prefer nothing
         budgets = []
+    elif schedule.gate_steps < len(budgets):
+        raise UserError(
+            f"gates: {len(budgets)} budgets take turns, but schedule has {schedule.gate_steps} gate steps; raise"
+            " schedule.joint_steps or lower schedule.gate_every"
+        )
+    rates = {key: number(settings, key) for key in ("lr", "multiplier_lr", "entropy_weight")}
+    for key, rate in rates.items():
+        if rate < 0:
+            raise UserError(f"gates.{key} must be 0 or more, got {rate} (conf/gates/)")
     training = SupernetTraining(
         supernet,
         Gates(supernet.space, max(1, len(budgets)), number(settings, "keep_bias")),
@@ -143,9 +152,9 @@ def make_training(config: DictConfig, supernet: Supernet, teacher: Teacher | Non
         build(config.optimizer),
         config.seed,
         budgets,
-        number(settings, "lr"),
-        number(settings, "multiplier_lr"),
-        number(settings, "entropy_weight"),
+        rates["lr"],
+        rates["multiplier_lr"],
+        rates["entropy_weight"],
         teacher,
     )
     try:
@@ -167,7 +176,7 @@ def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenD
         data,
         schedule.steps,
         lambda step: "gate" if schedule.kind(step) == "gates" else "train",
-        derive(config.seed, "continued") if config.model.get("init") else config.seed,
+        _batch_seed(config, run),
         config.batch_size,
         config.sequence_length,
     )
@@ -181,6 +190,14 @@ def train(config: DictConfig, run: Run, training: SupernetTraining, data: TokenD
             wandb.finish()
     metrics.write()
     return metrics
+
+
+def _batch_seed(config: DictConfig, run: Run) -> int:
+    """Return the seed of the batches: others than those that the initial weights have been trained on."""
+    if not config.model.get("init"):
+        return int(config.seed)
+    runs = run.origin.get("continued", 1)
+    return derive(config.seed, "continued", *([runs] if runs > 1 else []))
 
 
 def _logger(config: DictConfig, run: Run) -> Any:

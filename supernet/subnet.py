@@ -1,5 +1,6 @@
 """Extraction: supernet + genome -> a plain decoder with inherited weights."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -124,3 +125,12 @@ def extract_architecture(supernet: Supernet, architecture: Architecture) -> Deco
     embedding = supernet.embedding.extract(*shape, str(architecture["embedding.format"]))
     output = supernet.output.extract(*shape, str(architecture[OUTPUT])) if supernet.output is not None else None
     return Decoder(config, embedding, layers, supernet.norm.extract(width), output)
+
+
+def weights_hash(decoder: Decoder) -> str:
+    """Return the SHA-256 over all tensors by name: equal weights, equal hash."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(decoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

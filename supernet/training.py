@@ -94,8 +94,8 @@ class SupernetTraining(L.LightningModule):
         loss = self._gate_loss(batch) if kind == "gates" else self._weight_loss(batch)
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step}: lower optimizer.lr or"
-                " trainer.gradient_clip_val; the last checkpoint is kept"
+                f"the loss is {loss.item()} at step {self.global_step}: begin again with a lower optimizer.lr or"
+                " trainer.gradient_clip_val, under another name= or with fresh=true"
             )
         return loss
 
@@ -129,10 +129,10 @@ class SupernetTraining(L.LightningModule):
 
     def _expected(self, index: int, budget: Budget) -> Tensor:
         """Return the expected cost of set `index`, in the budget's unit."""
-        return budget.cost(self.gates.distributions(self.gates.probabilities()[index]))
+        return budget.cost(self.gates.expected(index))
 
     def _expected_mb(self, index: int) -> Tensor:
-        return self.supernet.n_bytes(self.gates.distributions(self.gates.probabilities()[index])) / MB
+        return self.supernet.n_bytes(self.gates.expected(index)) / MB
 
     @torch.no_grad()
     def _remember(self, step: int, temperature: float) -> None:
@@ -216,5 +216,5 @@ def rounded_probabilities(gates: Gates) -> list[list[list[float]]]:
     """Return the probabilities per set, gene and choice, without padding."""
     return [
         [[round(p, 5) for p in row.tolist()] for row in gates.distributions(one_set).values()]
-        for one_set in gates.probabilities().detach()
+        for one_set in gates.probabilities()
     ]

@@ -40,6 +40,9 @@ TRAIN_MISTAKES = {
     "no checkpoints": ("trainer.checkpoint_every=0", "trainer.checkpoint_every"),
     "impossible precision": ("trainer.precision=3", "Precision 3"),
     "weights in half precision": ("trainer.precision=bf16-true", "trainer.precision=bf16-true rounds"),
+    "weights in double precision": ("trainer.precision=64-true", "trainer.precision=64-true"),
+    "gates that climb": ("gates.lr=-1", "gates.lr must be 0 or more"),
+    "a price below zero": ("gates.multiplier_lr=-1", "gates.multiplier_lr must be 0 or more"),
     "impossible accelerator": ("trainer.accelerator=abacus", "abacus"),
     "width of no group": ("model.blocks.mlp.width=[48]", "a width of 48 does not fit Q4_0"),
     "falling widths": ("model.d_model=[64,32]", "model.d_model"),
@@ -144,6 +147,11 @@ def test_search_refuses(place, tmp_path, override, phrase):
     assert sorted(place.runs.rglob("*")) == before
 
 
+def test_structures_first_knows_no_hurdles(place, tmp_path):
+    options = ("evolution=sequential", "hurdles.levels=[{sequences:4,keep:0.5}]")
+    assert "hurdles must be off" in place.search(f"run={place.trained}", f"search={tmp_path.name}", *options).error
+
+
 def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -191,6 +199,11 @@ DAMAGE = {
         "data.json",
         lambda path: edit(path, lambda data: data.update(hash="0123")),
         "has changed since training",
+    ),
+    "another tokenizer of the same text": (
+        "data.json",
+        lambda path: edit(path, lambda data: data.update(tokenizer_sha256="0123")),
+        "its tokenizer is not the one",
     ),
     "text gone": (
         "data.json",

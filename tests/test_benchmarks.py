@@ -109,6 +109,13 @@ def test_supernets_of_the_shapes_of_known_llamas_have_their_parameters():
 
 
 @pytest.mark.slow
+def test_trainings_are_measured_with_all_that_they_keep():
+    memory_plan = importlib.import_module("memory_plan")
+    steps = ("schedule.alone_steps=2", "schedule.joint_steps=2", "schedule.order=1", "trainer.checkpoint_every=2")
+    memory_plan.train(["+experiment=smoke", "gates.budgets_mb=[]", "sequence_length=16", "batch_size=2", *steps])
+
+
+@pytest.mark.slow
 def test_a_checkpoint_is_never_in_memory_as_a_whole(tmp_path):
     memory_plan = importlib.import_module("memory_plan")
     weights, shard = memory_plan.save_shards(tmp_path, memory_plan.SHARDED, 50e6)

@@ -21,6 +21,7 @@ from supernet.config import CONF, build, register
 from supernet.corpus import Corpus
 from supernet.data import TokenData
 from supernet.errors import UserError
+from supernet.fitting import check_trainer
 from supernet.gates import Gates
 from supernet.genes import Gene, SearchSpace
 from supernet.run import build_supernet
@@ -230,6 +231,13 @@ def test_trainers_build(group, name):
     settings.precision = "32-true"
     trainer = build(settings, accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
     assert isinstance(trainer, lightning.Trainer)
+
+
+def test_several_devices_may_leave_parameters_out_of_a_step():
+    """A step trains weights or gates, and of the weights those of its nets."""
+    trainer = check_trainer(OmegaConf.create({**train().trainer, "accelerator": "cpu", "devices": 2}))
+    assert trainer.strategy._ddp_kwargs == {"find_unused_parameters": True}
+    assert trainer.world_size == 2
 
 
 @each("logger")

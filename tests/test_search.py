@@ -53,8 +53,10 @@ def test_kills_do_not_show(place):
     search = place.searched.with_name("killed")
     moments = [
         (lambda: (search / ".lock").exists(), 0.05),
+        (lambda: (search / "sensitivity.parts.json").exists(), 0.2),
         *((lambda least=least: len(candidates(search)) >= least, 0.01) for least in (1, 7, 15)),
         (lambda: len(candidates(search)) == 24, 0.5),
+        (lambda: (search / "front.parts.json").exists(), 0.1),
         (lambda: (search / "front.json").exists(), 0.1),
         (lambda: n_files(search, "nets/*/checkpoints/*.ckpt") >= 1, 0.1),
         (lambda: n_files(search, "nets/*/model.safetensors") >= 2, 0.1),
@@ -146,6 +148,27 @@ def test_an_unfinished_search_and_a_fresh_one(place):
     assert not list(search.glob("nets/*/model.safetensors"))
     manifest = read(next(search.glob("export/*/manifest.json")))
     assert manifest["weights"] == "inherited" and manifest["quality"]["fine_tuned"] is None
+
+
+def test_fine_tuning_that_fails_costs_no_search(place):
+    run = place.copy_of_trained("retuned")
+    search, options = run / "search" / "main", (f"run={run}", "n_finalists=1", "finetune.baselines=false")
+    options += ("finetune.trainer.checkpoint_every=1",)
+    assert "lower finetune.lr" in place.search(*options, "finetune.lr=1e30").error
+    journal = (search / "journal.jsonl").read_bytes()
+    assert "begun with other settings (seed)" in place.search(*options, "seed=1").error
+    out = place.search(*options, "finetune.lr=10").fine
+    assert "finetune.lr: changed, so all fine-tuning begins again" in out
+    (finalist,) = read(search / "finalists.json")["targets"]["llama_cpp"]["finalists"]
+    assert f"{finalist['name']}: fine-tuning took its loss on valid from" in out
+    assert finalist["fine_tuned"]["valid_loss"] > finalist["inherited"]["valid_loss"]
+    manifest = read(search / finalist["export"] / "manifest.json")
+    assert manifest["weights"] == "inherited"
+    assert finalist["runtime_test"]["loss"] == pytest.approx(finalist["runtime_test"]["our_loss"], abs=1e-2)
+    place.search(*options, "finetune.lr=10", f"export={finalist['id']}").fine  # noqa: B018
+    assert read(search / finalist["export"] / "manifest.json")["weights_sha256"] == manifest["weights_sha256"]
+    assert (search / "journal.jsonl").read_bytes() == journal
+    assert "begun with other settings (finetune.lr)" in place.search(*options, "finetune.lr=1").error
 
 
 def test_a_full_disk_keeps_what_was_found(place):

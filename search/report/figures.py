@@ -5,6 +5,7 @@ from functools import partial
 from html import escape
 from typing import Any
 
+from search.entries import ships_tuned
 from search.report.ancestry import changes
 from search.report.data import Entry, ReportData, lookup, number
 from search.report.grids import summary_lines
@@ -261,8 +262,9 @@ def test_loss(data: ReportData, target: str) -> Any:
                 marker={"color": fill, "size": 10, "symbol": symbol, "line": {"color": color, "width": 1.5}},
             )
             marks += points_of(entries, place)
-        for entry in entries:  # a name stands once beside each: at its last score
-            point = known(_test_place("fine_tuned", entry)) or known(_test_place("inherited", entry))
+        for entry in entries:  # a name stands once beside each: at the score of what ships
+            state = "fine_tuned" if ships_tuned(entry) else "inherited"
+            point = known(_test_place(state, entry))
             named += [(point, short_name(entry), color)] if point is not None else []
     canvas = Canvas(marks, (USUAL_WIDTH, figure.layout.height - BESIDE_AXES), NAME_SIZE)
     add_names(figure, named, canvas, marks)

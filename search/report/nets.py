@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from search.entries import shipped
 from search.report.data import Entry, ReportData, lookup
 from search.report.scores import fitness, weights
 
@@ -33,11 +34,6 @@ def begun_with_original(entry: Entry) -> bool:
     """Say whether the fine-tuning of a net began with the original's weights, not the supernet's."""
     trial: dict[str, float] = entry.get("trial") or {}
     return bool(trial) and min(trial, key=lambda name: trial[name]) == "original"
-
-
-def shipped(entry: Entry) -> Entry:
-    """Return the scores of the weights that are shipped: fine-tuned if they exist, else inherited."""
-    return entry.get("fine_tuned") or entry.get("inherited") or {}
 
 
 def hardest_hit(losses: Mapping[str, float], reference: Mapping[str, float]) -> tuple[str | None, float | None]:

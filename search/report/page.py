@@ -7,10 +7,11 @@ is escaped, and the page needs nothing from outside itself.
 from html import escape
 from pathlib import Path
 
+from search.entries import shipped, ships_tuned
 from search.report import figures_over_time
 from search.report.data import ReportData, lookup, number, read_report_data
 from search.report.html import Column, Page, Row, format_number, table
-from search.report.nets import best_finalist, rival, shipped, size_of
+from search.report.nets import best_finalist, rival, size_of
 from search.report.pictures import write_pictures
 from search.report.progress import add_search
 from search.report.scores import budgets, objectives, words
@@ -94,7 +95,7 @@ def _comparison(data: ReportData, target: str) -> str:
     ours, theirs = lookup(shipped(finalist), "test_loss"), lookup(shipped(baseline), "test_loss")
     if ours is not None and theirs is not None:
         text += f", test loss {abs(ours - theirs):.3f} {'lower' if ours < theirs else 'higher'}"
-    tuned = [bool(entry.get("fine_tuned")) for entry in (finalist, baseline)]
+    tuned = [ships_tuned(entry) for entry in (finalist, baseline)]
     if tuned[0] != tuned[1]:
         inherited = lookup(finalist, "inherited", "test_loss")
         text += ". Only one of the two is fine-tuned"

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from search.entries import shipped
 from search.report import scores
 from search.report.data import ReportData, lookup
 from search.report.figures import (
@@ -23,7 +24,7 @@ from search.report.figures import (
 from search.report.figures_over_time import EXPECTED, LEANING, gate_leaning, progress_panels
 from search.report.grids import BLANK, DROPPED, Cell, Grid, column_groups, column_name, grid
 from search.report.labels import Canvas, Point, places
-from search.report.nets import shipped, short_name, size_of
+from search.report.nets import short_name, size_of
 from search.report.scores import label
 from search.report.sensitivity import color_scale, heat_maps
 from supernet.files import replacing

@@ -2,6 +2,7 @@
 
 from html import escape
 
+from search.entries import shipped
 from search.report import figures
 from search.report.data import Entry, ReportData, lookup
 from search.report.grids import grid, grid_html
@@ -17,7 +18,6 @@ from search.report.nets import (
     nets_of,
     perplexity,
     predicted,
-    shipped,
     size_of,
     uncut,
 )

@@ -1,6 +1,6 @@
 import pytest
 
-from supernet.claims import check_sources, claim, locked
+from supernet.claims import changed, check_sources, claim, locked
 from supernet.errors import UserError
 
 
@@ -78,6 +78,16 @@ def test_what_no_result_depends_on_may_change(tmp_path):
     assert not claimed(tmp_path, {**settings, "targets": {"a": {"timeout_s": 900, "repeats": 5}}}, free=free)
     with pytest.raises(UserError, match=r"other settings \(targets\.a\.repeats\)"):
         claimed(tmp_path, {**settings, "targets": {"a": {"timeout_s": 900, "repeats": 3}}}, free=free)
+
+
+def test_what_changed_is_named_and_what_may_is_kept(tmp_path):
+    claimed(tmp_path, {"seed": 0, "lr": 1})
+    assert changed(tmp_path, {"seed": 1}, "fresh=true") == []  # nothing has come of it
+    (tmp_path / "journal.jsonl").touch()
+    assert changed(tmp_path, {"seed": 1, "lr": 2}, "fresh=true") == ["lr", "seed"]
+    assert changed(tmp_path, {"seed": 1, "lr": 2}, "fresh=true", ["l*"]) == ["lr"]
+    claimed(tmp_path, {"seed": 0, "lr": 2}, free=["lr"])
+    assert changed(tmp_path, {"seed": 0, "lr": 2}, "fresh=true") == []
 
 
 def test_fresh_starts_over_and_keeps_the_lock(tmp_path):

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from supernet.errors import UserError
-from supernet.files import FORMAT_VERSION, read_json, replacing, sha256, temporary_beside, write_json, write_text
+from supernet.files import FORMAT_VERSION, Parts, read_json, replacing, sha256, temporary_beside, write_json, write_text
 from supernet.randomness import derive, generator
 
 
@@ -93,3 +93,15 @@ def test_seeds_depend_on_every_part():
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive(0, "a", 1) == derive(0, "a", 1) == 1675891806973429058
     assert generator(0, "a", 1).random() == generator(0, "a", 1).random()
+
+
+def test_parts_are_made_once_and_go_with_the_whole(tmp_path):
+    whole, made = tmp_path / "whole.json", []
+    assert Parts(whole).part("a", lambda: made.append("a") or [0.1, None]) == [0.1, None]
+    parts = Parts(whole)  # after a kill
+    assert parts.part("a", lambda: made.append("again")) == [0.1, None]
+    assert parts.part("b", lambda: made.append("b")) is None
+    assert made == ["a", "b"] and (tmp_path / "whole.parts.json").exists()
+    parts.done()
+    parts.done()
+    assert not list(tmp_path.iterdir())

@@ -31,7 +31,7 @@ def test_probabilities_sum_to_one_without_padding(gates, toy_space):
 
 def test_the_start_is_uniform_but_for_switches(toy_space):
     distributions = Gates(toy_space, 1, 2.0)
-    start = distributions.distributions(distributions.probabilities()[0])
+    start = distributions.expected(0)
     assert torch.allclose(start["a.width"], torch.full((4,), 0.25))
     assert start["a.active"][1].item() == pytest.approx(1 / (1 + np.exp(-2.0)))
     assert start["c.active"].tolist() == [1.0]
@@ -76,7 +76,7 @@ def test_samples_repeat_with_the_noise_and_follow_the_probabilities(gates):
     generator, counts = noise(), torch.zeros(4)
     for _ in range(2000):
         counts += gates.sample(0, 1.0, True, generator)["a.width"].detach()
-    wanted = gates.distributions(gates.probabilities()[0])["a.width"]
+    wanted = gates.expected(0)["a.width"]
     torch.testing.assert_close(counts / 2000, wanted.detach(), atol=0.04, rtol=0)
 
 
@@ -99,7 +99,7 @@ def test_the_mode_is_a_canonical_genome(gates, toy_space):
 
 
 def test_draw_follows_the_distributions(gates, toy_space):
-    probabilities = {n: row.tolist() for n, row in gates.distributions(gates.probabilities()[0]).items()}
+    probabilities = {n: row.tolist() for n, row in gates.expected(0).items()}
     rng = np.random.default_rng(0)
     genomes = [draw(toy_space, probabilities, rng) for _ in range(1000)]
     assert all(toy_space.check(genome) == genome for genome in genomes)

@@ -31,7 +31,11 @@ def test_a_license_that_is_no_text(folder):
 
 def test_a_run_hands_them_on(tmp_path):
     licenses = {"LICENSE": "Use it as you like."}
-    for summary in ({"flops": 1.0}, {"flops": 1.0, "licenses": licenses}):
+    first, second = {"flops": 1.0}, {"flops": 1.0, "licenses": licenses, "flops_before": 2.0, "continued": 4}
+    for summary, runs in (
+        (first, {"flops_before": 1.0, "continued": 1}),
+        (second, {"flops_before": 3.0, "continued": 5}),
+    ):
         write_json(tmp_path / "supernet" / "summary.json", summary)
         found = origin({"init": str(tmp_path)})
-        assert found == {"flops_before": 1.0, **({"licenses": licenses} if "licenses" in summary else {})}
+        assert found == {**runs, **({"licenses": licenses} if "licenses" in summary else {})}

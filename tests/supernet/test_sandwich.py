@@ -19,9 +19,9 @@ def test_kinds():
 def test_no_gates():
     schedule = replace(SCHEDULE, gate_every=0)
     assert "gates" not in {schedule.kind(step) for step in range(schedule.steps)}
-    assert not schedule.trains_gates
-    assert SCHEDULE.trains_gates
-    assert not replace(SCHEDULE, joint_steps=0).trains_gates
+    assert not schedule.gate_steps
+    assert SCHEDULE.gate_steps == 8
+    assert not replace(SCHEDULE, joint_steps=0).gate_steps
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -112,6 +112,7 @@ def test_subnets_are_a_function_of_seed_and_step(toy_space):
         (dict(student_weight=-1.0), "student_weight"),
         (dict(gate_every=1), "gate_every"),
         (dict(gate_every=-2), "gate_every"),
+        (dict(gate_every=2, largest_every=2), "largest_every=2 leaves"),
         (dict(temperature=(1.0,)), "temperature"),
         (dict(temperature=(1.0, 0.0)), "temperature"),
     ],
