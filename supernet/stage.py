@@ -141,7 +141,7 @@ def make_training(config: DictConfig, supernet: Supernet, teacher: Teacher | Non
             f"gates: {len(budgets)} budgets take turns, but schedule has {schedule.gate_steps} gate steps; raise"
             " schedule.joint_steps or lower schedule.gate_every"
         )
-    rates = {key: number(settings, key) for key in ("lr", "multiplier_lr", "entropy_weight")}
+    rates = {key: number(settings, key) for key in ("lr", "multiplier_lr", "damping", "entropy_weight")}
     for key, rate in rates.items():
         if rate < 0:
             raise UserError(f"gates.{key} must be 0 or more, got {rate} (conf/gates/)")
@@ -154,6 +154,7 @@ def make_training(config: DictConfig, supernet: Supernet, teacher: Teacher | Non
         budgets,
         rates["lr"],
         rates["multiplier_lr"],
+        rates["damping"],
         rates["entropy_weight"],
         teacher,
     )

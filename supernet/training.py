@@ -36,6 +36,8 @@ class SupernetTraining(L.LightningModule):
         budgets: what the expected cost of each set of gates is held to.
         gate_lr: learning rate of the gates.
         multiplier_lr: step size of the Lagrange multipliers, per relative excess over the budget.
+        damping: what is added to a multiplier per relative excess, at once and without memory: the augmented
+            Lagrangian (Platt and Barr, Constrained Differential Optimization, 1988).
         entropy_weight: of the gates' entropy at the end of training, ramped up from 0.
         teacher: what all subnets learn from; None: the text alone.
     """
@@ -52,6 +54,7 @@ class SupernetTraining(L.LightningModule):
         budgets: Sequence[Budget],
         gate_lr: float,
         multiplier_lr: float,
+        damping: float,
         entropy_weight: float,
         teacher: Teacher | None = None,
     ) -> None:
@@ -59,7 +62,7 @@ class SupernetTraining(L.LightningModule):
         self.supernet, self.gates, self.schedule = supernet, gates, schedule
         self.make_optimizer, self.seed = make_optimizer, seed
         self.budgets, self.gate_lr, self.teacher = tuple(budgets), gate_lr, teacher
-        self.multiplier_lr, self.entropy_weight = multiplier_lr, entropy_weight
+        self.multiplier_lr, self.damping, self.entropy_weight = multiplier_lr, damping, entropy_weight
         self.register_buffer("multipliers", torch.zeros(max(1, len(self.budgets))))
         self.gate_history: list[dict[str, Any]] = []
 
@@ -107,7 +110,7 @@ class SupernetTraining(L.LightningModule):
         return loss
 
     def _gate_loss(self, batch: Tensor) -> Tensor:
-        """Return loss + multiplier x relative excess of the expected cost + entropy, for the set whose turn it is."""
+        """Return loss + price x relative excess of the expected cost + entropy, for the set whose turn it is."""
         step = self.global_step
         batch = batch[: self.schedule.gate_rows(len(batch))]
         index = step // self.schedule.gate_every % self.gates.n_sets
@@ -118,6 +121,7 @@ class SupernetTraining(L.LightningModule):
         excess = self._expected(index, self.budgets[index]) / self.budgets[index].bound - 1
         with torch.no_grad():  # dual ascent: the price of cost rises while the budget is missed
             self.multipliers[index] = (self.multipliers[index] + self.multiplier_lr * excess).clamp_min(0)
+            price = (self.multipliers[index] + self.damping * excess).clamp_min(0)
         entropy = self.entropy_weight * self.schedule.progress(step) * self.gates.entropy(index)
         self._show("loss_gates", loss)
         self._show("temperature", torch.tensor(temperature))
@@ -125,7 +129,7 @@ class SupernetTraining(L.LightningModule):
             self._show("expected_mb", self._expected_mb(index))
         if index == self.gates.n_sets - 1:
             self._remember(step, temperature)
-        return loss + self.multipliers[index] * excess + entropy
+        return loss + price * excess + entropy
 
     def _expected(self, index: int, budget: Budget) -> Tensor:
         """Return the expected cost of set `index`, in the budget's unit."""

@@ -43,6 +43,7 @@ TRAIN_MISTAKES = {
     "weights in double precision": ("trainer.precision=64-true", "trainer.precision=64-true"),
     "gates that climb": ("gates.lr=-1", "gates.lr must be 0 or more"),
     "a price below zero": ("gates.multiplier_lr=-1", "gates.multiplier_lr must be 0 or more"),
+    "a push away from the budget": ("gates.damping=-1", "gates.damping must be 0 or more"),
     "impossible accelerator": ("trainer.accelerator=abacus", "abacus"),
     "width of no group": ("model.blocks.mlp.width=[48]", "a width of 48 does not fit Q4_0"),
     "falling widths": ("model.d_model=[64,32]", "model.d_model"),

@@ -99,7 +99,7 @@ def test_all_subnets_of_a_step_learn_from_it_and_not_from_the_largest(student, o
 def test_the_teacher_is_in_no_checkpoint_and_no_optimizer(student, original):
     gates, adam = Gates(student.space, 1, 0.0), partial(torch.optim.AdamW, lr=1e-3)
     teachers = None, Teacher(original, 1.0, 1.0, 0.0)
-    plain, taught = (SupernetTraining(student, gates, SCHEDULE, adam, 0, [], 0.1, 1.0, 0.1, t) for t in teachers)
+    plain, taught = (SupernetTraining(student, gates, SCHEDULE, adam, 0, [], 0.1, 1.0, 1.0, 0.1, t) for t in teachers)
     assert plain.state_dict().keys() == taught.state_dict().keys()
     counts = [sum(len(g["params"]) for g in t.configure_optimizers().param_groups) for t in (plain, taught)]
     assert counts[0] == counts[1]
