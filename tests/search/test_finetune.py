@@ -92,7 +92,7 @@ def incrementally(folder, nets, stop_at=None):
             raise Stopped
         return rows
 
-    data = SimpleNamespace(config={"sequence_length": LENGTH}, batch=batch, hash="x")
+    data = SimpleNamespace(config={"sequence_length": LENGTH}, batch=batch, hash="x", tokenizer_sha256="x")
     trainer = {"_target_": "lightning.Trainer", "accelerator": "cpu", "checkpoint_every": 2}
     tuning = settings(steps=9, equal_flops=False, full_precision=0.2, incremental=True, trainer=trainer)
     return tuning.tune(folder, "net", copy.deepcopy(nets[1]), nets[0], data, 0)
