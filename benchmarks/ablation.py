@@ -93,10 +93,12 @@ def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         options |= {"name": f"ablation_{slug}", "train": list(change.train)}
         grid = Grid(argparse.Namespace(**options, trunk="headline"), seed)
         grid.train_supernet()
-    settings = grid.search_settings(f"ablation {slug}", Method("joint", change.search))
+    search = f"ablation {slug} at {arguments.budget:g}"
+    settings = grid.search_settings(search, Method("joint", change.search))
     run_script("search.py", *settings)
     folder = ROOT / next(s for s in settings if s.startswith("run=")).removeprefix("run=")
-    entry = read_json(folder / "search" / f"ablation_{slug}" / "finalists.json")["targets"]["llama_cpp"]["finalists"][0]
+    finalists = read_json(folder / "search" / search.replace(" ", "_") / "finalists.json")
+    (entry,) = finalists["targets"]["llama_cpp"]["finalists"]
     table = read_json(folder / "supernet" / "summary.json")["table"]
     shown = headline_table.net(name, entry)
     inherited = {f"inherited_{key}": entry["inherited"][key] for key in ("valid_loss", "test_loss")}
