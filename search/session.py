@@ -18,6 +18,7 @@ from search.candidate import Proposal
 from search.evolution import Evolution
 from search.hardware import measure_hardware, measured_elsewhere
 from search.profile import SENSITIVITY, Profile
+from search.reach import check_costs, check_sizes
 from search.scoring import HARDWARE, Scorer, make_scorer
 from search.sensitivity import check_profile, measure_sensitivity
 from search.shipping import NETS, Shipyard
@@ -25,13 +26,12 @@ from search.strategies.sensitivity import Sensitivity
 from search.strategies.sequential import Sequential
 from search.subspace import check_kinds
 from search.workers import MakeScorer, Workers, check_workers, make_workers
-from supernet.budgets import cheapest_genome, rounded_up
 from supernet.claims import already_finished, changed, check_sources, claim, locked
 from supernet.cli import typed_command
 from supernet.config import build, check, check_counts, job_name, plain
 from supernet.errors import UserError
 from supernet.fitting import check_trainer
-from supernet.formats import MB, Q8_0
+from supernet.formats import Q8_0
 from supernet.genes import KINDS, Architecture, Genome, SearchSpace
 from supernet.hardware import MIN_PROBES
 from supernet.tokenizer import Tokenization
@@ -126,11 +126,16 @@ class Search:
         return strategy
 
     def prepare_hardware(self) -> None:
-        """Measure what the hardware models are fitted to, unless it is there or no score needs it."""
+        """Measure what the hardware models are fitted to, unless it is there or no score needs it.
+
+        Raises:
+            UserError: a target cannot be measured, or no subnet meets a budget on what it predicts.
+        """
         scorer, config = self.scorer, self.config
         if scorer.needs_hardware:
             for target in scorer.targets.values():
                 measure_hardware(scorer.trained, target, self.folder / HARDWARE, config.n_probes, config.seed)
+        check_costs(scorer, self.make_strategy([]))
 
     def profile_sensitivity(self) -> None:
         """Measure what each choice of each gene is worth by itself, unless it is known or not asked for."""
@@ -241,18 +246,7 @@ def _check(search: Search) -> None:
             "evolution=sensitivity evaluates what the linear program over sensitivities finds: sensitivity.sequences"
             " must be 2 or more and first_population.sensitivity 1 or more (first_population=sensitivity)"
         )
-
-    def size_mb(genome: Genome) -> float:
-        return float(supernet.n_bytes(supernet.space.decode(strategy.lift(genome)))) / MB
-
-    reachable = size_mb(cheapest_genome(strategy.space, size_mb))
-    limits = {"budget.size_mb": scorer.budget.get("size_mb", reachable)}
-    limits |= {"finalist_sizes_mb": max(config.finalist_sizes_mb)} if config.finalist_sizes_mb else {}
-    for key, limit in limits.items():
-        if limit < reachable:
-            raise UserError(
-                f"{key}={limit:g}: no subnet is so small; the smallest reachable is {rounded_up(reachable):g} MB"
-            )
+    check_sizes(scorer, strategy, config.finalist_sizes_mb)
     if "build_failure" in scorer.objectives:
         for target in scorer.targets.values():
             missing = target.available()

@@ -37,21 +37,27 @@ def rounded_up(value: float) -> float:
     return math.ceil(round(value * 10**digits, 6)) / 10**digits
 
 
-def cheapest_genome(space: SearchSpace, cost: Callable[[Genome], float]) -> Genome:
-    """Return the genome of least cost: `cheapest`, unless wider rows fit a format that takes less.
+def cheapest_genome(space: SearchSpace, cost: Callable[[Genome], float], positions: Sequence[int]) -> Genome:
+    """Return the genome of least cost: `cheapest`, unless another choice of some genes takes less.
 
-    Widths that formats depend on are changed one at a time, while that gains.
+    Args:
+        space: the genes.
+        cost: of a genome.
+        positions: of the genes that are changed, one at a time while that gains. Bytes need the row widths alone:
+            wider rows may fit a format that takes less. The quickest format need not be the smallest.
     """
     indices = [0] * len(space)
-    found = space.canonical(indices)
-    while True:
-        tried = [
-            [*indices[:k], i, *indices[k + 1 :]] for k in space.row_widths for i in range(len(space.genes[k].choices))
-        ]
-        best = min(tried, key=lambda changed: cost(space.canonical(changed)), default=indices)
-        if cost(space.canonical(best)) >= cost(found):
-            return found
-        indices, found = best, space.canonical(best)
+    found, least = space.cheapest, cost(space.cheapest)
+    gained = True
+    while gained:
+        gained = False
+        for position in positions:
+            for choice in range(len(space.genes[position].choices)):
+                changed = [*indices[:position], choice, *indices[position + 1 :]]
+                genome = space.canonical(changed)
+                if (tried := cost(genome)) < least:
+                    indices, found, least, gained = changed, genome, tried, True
+    return found
 
 
 def check_budgets(
@@ -85,13 +91,14 @@ def check_budgets(
 
     budgets = [Budget(bound, "MB", size) for bound in budgets_mb]
     budgets += [Budget(bound, "ms", latency) for bound in budgets_ms]
-    # The format that takes the fewest bits need not be the quickest.
-    smallest = cheapest_genome(space, lambda genome: float(supernet.n_bytes(space.decode(genome))))
-    ends = (smallest, space.cheapest, space.largest)  # narrower rows may take more bytes and less time
-    genomes = [genome for end in ends for genome in (end, *in_every_format(space, end))]
-    architectures = [space.decode(genome) for genome in genomes]
+    ends = [genome for end in (space.cheapest, space.largest) for genome in (end, *in_every_format(space, end))]
     for budget in budgets:
-        costs = [budget.cost(architecture) for architecture in architectures]
+
+        def cost(genome: Genome, budget: Budget = budget) -> float:
+            return float(budget.cost(space.decode(genome)))
+
+        least = cheapest_genome(space, cost, space.row_widths if budget.unit == "MB" else range(len(space)))
+        costs = [cost(genome) for genome in (least, *ends)]
         if not min(costs) <= budget.bound <= max(costs):
             key, what = ("budgets_mb", "") if budget.unit == "MB" else ("budgets_ms", " for a token")
             reach = f"{rounded_up(min(costs)):g} to {max(costs):.3f} {budget.unit}{what}"

@@ -164,3 +164,30 @@ def test_scales_are_fitted_in_all_ways(tiny_supernet):
         "| Q2_K | absmax | 3.0000 | 2.0500 |  |",
         "| Q2_K | learned | 3.0000 | 2.2500 | +0.2000 ± 0.1000 |",
     ]
+
+
+def test_ranks_are_compared_within_bins():
+    ranks = importlib.import_module("ranks")
+
+    def nets(size_mb, losses, second):
+        three = zip((1, 2, 3), losses, second, strict=True)
+        return [
+            {
+                "bin": size_mb,
+                "size_mb": size_mb + w / 100,
+                "weights": 100 * size_mb + w,
+                "inherited": [a],
+                "alone": [a, b],
+            }
+            for w, a, b in three
+        ]
+
+    # In each bin more weights mean more loss, over all less; in the second bin the second seed turns the ranks round.
+    rows = nets(1, (3.0, 3.1, 3.2), (3.0, 3.1, 3.2)) + nets(2, (2.0, 2.1, 2.2), (2.4, 2.2, 2.0))
+    result = ranks.compare(rows, 1, 2)
+    assert result["within_bins"]["spearman"]["by_pair"] == pytest.approx([1.0, 0.0])
+    assert result["params_only"]["spearman"]["by_pair"] == pytest.approx([-1.0, 0.0])
+    assert result["over_all"]["params_only"]["spearman"]["max"] > 0.5
+    assert [b["spearman"]["within_bins"] for b in result["bins"]] == pytest.approx([1.0, 0.0])
+    assert result["between_seeds"]["kendall"]["mean"] == pytest.approx(0.0)
+    assert "| inherited loss | 0.50 ± 1.00 |" in ranks.markdown(result)

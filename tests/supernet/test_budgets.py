@@ -19,7 +19,7 @@ def test_a_wider_row_may_cost_less(supernet_of):
     def cost(genome):
         return float(supernet.n_bytes(space.decode(genome)))
 
-    found = cheapest_genome(space, cost)
+    found = cheapest_genome(space, cost, space.row_widths)
     assert space.decode(found)["d_model"] == 512  # whose rows fit Q2_K, 384 weights do not
     assert cost(found) < cost(space.cheapest)
     rng = np.random.default_rng(0)
@@ -28,7 +28,11 @@ def test_a_wider_row_may_cost_less(supernet_of):
 
 def test_where_all_rows_fit_the_cheapest_is_it(tiny_supernet):
     space = tiny_supernet.space
-    assert cheapest_genome(space, lambda genome: float(tiny_supernet.n_bytes(space.decode(genome)))) == space.cheapest
+
+    def cost(genome):
+        return float(tiny_supernet.n_bytes(space.decode(genome)))
+
+    assert cheapest_genome(space, cost, space.row_widths) == space.cheapest
 
 
 @pytest.mark.parametrize(
