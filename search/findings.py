@@ -16,10 +16,11 @@ def tolerance(content: Mapping[str, Any]) -> float:
 
 
 def findings(space: SearchSpace, content: Mapping[str, Any]) -> list[str]:
-    """Return a line on what is tolerated, then one for all parts of a layer of which the same is true; formats first.
+    """Return what is tolerated means, what all of it costs, and a line for parts with the same truth; formats first.
 
     A choice is tolerated where it alone raises the loss by less than `SHARE` of it or `ERRORS` standard errors; a
-    gene tolerates a choice if it tolerates all dearer ones as well.
+    gene tolerates a choice if it tolerates all dearer ones as well. At once, divergences add up (as in the linear
+    program).
 
     Args:
         space: the genes.
@@ -37,9 +38,12 @@ def findings(space: SearchSpace, content: Mapping[str, Any]) -> list[str]:
         f" ({limit:.4f} nats) or {ERRORS:g} standard errors."
     ]
     true_of: dict[str, list[str]] = {}
+    at_once = 0.0
     for part, genes in sorted(parts.items(), key=lambda item: item[1][0][1].kind != "format"):
         least = [(number, gene, _least(by_name[gene.name], limit)) for number, gene in genes]
         true_of.setdefault("; ".join(_runs(least, by_name)), []).append(_words(part))
+        at_once += sum(by_name[gene.name]["divergence"][k] or 0.0 for _, gene, k in least)
+    lines.append(f"Tolerated alone is not tolerated together: all of it at once costs about {at_once:.3f} nats.")
     return lines + [f"{', '.join(words)}: {said}." for said, words in true_of.items()]
 
 

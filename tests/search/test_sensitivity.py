@@ -92,12 +92,14 @@ def test_findings_say_what_is_true_of_every_layer_they_name():
                 "name": gene.name,
                 "choices": list(gene.choices),
                 "rise": rises.get(gene.name, [0.0] * len(gene.choices)),
+                "divergence": rises.get(gene.name, [0.0] * len(gene.choices)),
                 "standard_error": errors.get(gene.name, [0.0] * len(gene.choices)),
             }
             for gene in space
         ],
     }
     assert findings(space, content)[1:] == [
+        "Tolerated alone is not tolerated together: all of it at once costs about 0.030 nats.",
         "embedding: needs Q4_0, Q2_K costs 0.500 nats.",
         "attention o: layers 0–2 need Q8_0, Q4_0 costs 0.100–0.300 nats; "
         "layer 3 needs Q4_0, Q2_K costs an unknown amount.",
