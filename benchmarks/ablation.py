@@ -37,8 +37,15 @@ SHORT = ("schedule.alone_steps=524", "schedule.joint_steps=105")
 COSTED = ("sandwich rule with distillation", "half of the joint phase")  # as many FLOPs as the two steps here
 COSTED_FOR = (450, 210)
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
+AS_SHIPPED = "as shipped"
+COMPARED = {  # how each is shown, and its unit
+    "test_loss": (".4f", 1),
+    "accuracy": (".2f", 100),
+    "inherited_test_loss": (".4f", 1),
+    "largest_valid_loss": (".4f", 1),
+}
 CHANGES = {
-    "as shipped": Change(),
+    AS_SHIPPED: Change(),
     "no gates as seeds": Change(search=("first_population.gate_samples=0",)),
     "no sensitivity seeds": Change(search=("first_population.sensitivity=0",)),
     "no gate training": Change(train=("gates.budgets_mb=[]",)),
@@ -107,17 +114,15 @@ def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
 
 
 def _effects(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each change its losses less those as shipped, seed by seed."""
-    base = {row["seed"]: row for row in rows if row["change"] == "as shipped"}
+    """Return for each change, as shipped first, its means over the seeds, and less those as shipped, seed by seed."""
+    base = {row["seed"]: row for row in rows if row["change"] == AS_SHIPPED}
     found = []
-    for change in dict.fromkeys(row["change"] for row in rows):
+    for change in sorted(dict.fromkeys(row["change"] for row in rows), key=lambda change: change != AS_SHIPPED):
         own = [row for row in rows if row["change"] == change]
-        paired = [row["test_loss"] - base[row["seed"]]["test_loss"] for row in own if row["seed"] in base]
-        means = {
-            key: statistics.fmean(row[key] for row in own)
-            for key in ("test_loss", "accuracy", "inherited_test_loss", "largest_valid_loss")
-        }
-        found.append({"change": change, **means, "rise": paired, "seeds": len(own)})
+        paired = [(row, base[row["seed"]]) for row in own if row["seed"] in base]
+        means = {key: statistics.fmean(row[key] for row in own) for key in COMPARED}
+        rises = {key: [row[key] - shipped[key] for row, shipped in paired] for key in COMPARED}
+        found.append({"change": change, **means, "rises": rises, "seeds": len(own)})
     return found
 
 
@@ -125,12 +130,12 @@ def draw(effects: list[dict[str, Any]], path: Path) -> None:
     """Draw the rise of the test loss with each change, a bar for the mean and a dot for each seed."""
     from matplotlib.figure import Figure
 
-    shown = [e for e in effects if e["rise"] and any(e["rise"])][::-1]
+    shown = [(e["change"], e["rises"]["test_loss"]) for e in effects if e["change"] != AS_SHIPPED][::-1]
     figure = Figure(figsize=(8, 1.2 + 0.4 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    axes.barh([e["change"] for e in shown], [statistics.fmean(e["rise"]) for e in shown], color="C0", alpha=0.5)
-    for row, effect in enumerate(shown):
-        axes.scatter(effect["rise"], [row] * len(effect["rise"]), s=14, color="C0")
+    axes.barh([change for change, _ in shown], [statistics.fmean(rises) for _, rises in shown], color="C0", alpha=0.5)
+    for row, (_, rises) in enumerate(shown):
+        axes.scatter(rises, [row] * len(rises), s=14, color="C0")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("rise of the test loss over as shipped, nats (right: the part helps)")
     axes.grid(axis="x", alpha=0.3)
@@ -139,17 +144,21 @@ def draw(effects: list[dict[str, Any]], path: Path) -> None:
 
 
 def _markdown(effects: list[dict[str, Any]]) -> str:
-    lines = [
-        "| change | seeds | test loss | rise over as shipped | accuracy | inherited | largest net, valid |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["change", "seeds", "test loss", "accuracy", "inherited test loss", "largest net, valid loss"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for e in effects:
-        rise = f"{statistics.fmean(e['rise']):+.4f}" if e["rise"] else ""
-        if len(e["rise"]) > 1:
-            rise += f" ({min(e['rise']):+.4f} to {max(e['rise']):+.4f})"
-        line = f"| {e['change']} | {e['seeds']} | {e['test_loss']:.4f} | {rise} | {e['accuracy']:.2%} "
-        lines.append(line + f"| {e['inherited_test_loss']:.4f} | {e['largest_valid_loss']:.4f} |")
-    return "\n".join(lines) + "\n"
+        cells = [e["change"], str(e["seeds"])]
+        for key, (shape, unit) in COMPARED.items():
+            rises, shown = e["rises"][key], f"{{:{shape}}}"
+            if e["change"] == AS_SHIPPED or not rises:
+                cells.append(shown.format(unit * e[key]))
+                continue
+            cell = f"{unit * statistics.fmean(rises):+{shape}}"
+            if len(rises) > 1:
+                cell += f" ({unit * min(rises):+{shape}} to {unit * max(rises):+{shape}})"
+            cells.append(cell)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\nBut for the first line: differences to it, of the same seeds. Accuracy in %.\n"
 
 
 if __name__ == "__main__":

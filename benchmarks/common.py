@@ -3,6 +3,7 @@
 import json
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -98,17 +99,32 @@ def recorded(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return before
 
 
-def record(name: str, content: Mapping[str, Any]) -> None:
-    """Write docs/results/NAME.json with the command, the date and the machine, and print it."""
-    machine = {
+def described() -> dict[str, Any]:
+    """Return by what command, when, of which commit and where something is measured."""
+    return {
         "command": typed_command(),
         "date": date.today().isoformat(),
+        "commit": _commit(),
         "device": _device(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    write_json(RESULTS / f"{name}.json", {**machine, **content})
-    print(json.dumps({**machine, **content}, indent=1))
+
+
+def record(name: str, content: Mapping[str, Any]) -> None:
+    """Write docs/results/NAME.json, how it was measured with it, and print it."""
+    found = {**described(), **content}
+    write_json(RESULTS / f"{name}.json", found)
+    print(json.dumps(found, indent=1))
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout, with a + behind it where files differ; None outside of a repository."""
+    try:
+        said = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(said, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _device() -> str:

@@ -29,7 +29,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from common import RESULTS, ROOT, record
+from common import RESULTS, ROOT, record, recorded
 from omegaconf import OmegaConf
 from ranks import compare, draw, markdown
 from torch import Tensor
@@ -202,6 +202,10 @@ def main() -> None:
     if arguments.per_bin < 2:
         parser.error("--per-bin must be 2 or more")
 
+    free = ("run", "seeds", "per_bin", "workers", "name")  # more seeds or nets go on with what there is
+    settings = {key: value for key, value in vars(arguments).items() if key not in free}
+    settings["runs"] = [run.resolve().name for run in arguments.run]
+    recorded(arguments.name, settings)  # what may not be written had better not be run
     runs = [load_supernet(run) for run in arguments.run]
     supernet, data = runs[0].supernet, runs[0].tokens()
     if any(r.supernet.space.to_json() != supernet.space.to_json() or r.data["hash"] != data.hash for r in runs):
@@ -212,8 +216,8 @@ def main() -> None:
     floor = trainer.config.schedule.get("floor", {})
     nets = [(b, g) for b in bins for g in draw_bin(supernet, floor, b, arguments.tolerance, arguments.per_bin)]
 
-    settings = {key: getattr(arguments, key) for key in ("steps", "batch_size", "sequences")}
-    cells = {(genome, seed): Cell(genome, seed, **settings) for _, genome in nets for seed in arguments.seeds}
+    decisive = {key: settings[key] for key in ("steps", "batch_size", "sequences")}
+    cells = {(genome, seed): Cell(genome, seed, **decisive) for _, genome in nets for seed in arguments.seeds}
     missing = [cell for cell in cells.values() if not trainer.path(cell).exists()]
     print(f"{len(cells)} nets to train alone, {len(cells) - len(missing)} of them known already")
     train_all(arguments.run[0], missing, arguments.workers)
@@ -237,8 +241,7 @@ def main() -> None:
         )
     tokens = arguments.steps * arguments.batch_size * trainer.length
     compared = compare(rows, len(runs), len(arguments.seeds))
-    names = [str(run.resolve().name) for run in arguments.run]
-    result = {"runs": names, "seeds": arguments.seeds, "tokens_alone": tokens, **compared, "rows": rows}
+    result = {"settings": settings, "seeds": arguments.seeds, "tokens_alone": tokens, **compared, "rows": rows}
     record(arguments.name, result)
     write_text(RESULTS / f"{arguments.name}.md", markdown(result))
     draw(result, RESULTS / f"{arguments.name}.png")

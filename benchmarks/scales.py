@@ -3,7 +3,7 @@
 `python benchmarks/scales.py --run runs/headline_alone_s0` takes a net that was trained alone, rounds all its weights to
 one format with scales by absolute maximum, a fixed fraction of that, by least squares, or with learned factors on them
 (LSQ, arXiv 1902.08153), and fine-tunes it. Seeds are those of the fine-tuning's batches. Writes
-docs/results/scales.json and .md; what was tuned is kept in the run, so this goes on where it stopped.
+docs/results/NAME.json and .md; what was tuned is kept in the run, so this goes on where it stopped.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import RESULTS, compose, record
+from common import RESULTS, compose, record, recorded
 from torch import nn
 
 from search.session import opened
@@ -31,7 +31,10 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=["Q2_K", "Q3_K"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--name", default="scales", help="of docs/results/NAME.json")
     arguments = parser.parse_args()
+    settings = {key: value for key, value in vars(arguments).items() if key != "name"}
+    recorded(arguments.name, settings)  # what may not be written had better not be run
     config = compose("search", f"run={arguments.run}", "search=scales", f"finetune.steps={arguments.steps}")
     with opened(config) as search:
         yard = search.shipyard()
@@ -41,8 +44,8 @@ def main() -> None:
             for name in arguments.formats
             for fitting in format_named(name).fittings()
         ]
-    record("scales", {"settings": vars(arguments), "rows": rows})
-    write_text(RESULTS / "scales.md", markdown(rows))
+    record(arguments.name, {"settings": settings, "rows": rows})
+    write_text(RESULTS / f"{arguments.name}.md", markdown(rows))
 
 
 def _judged(yard: Shipyard, name: str, fitting: Fitting, seed: int) -> dict[str, float]:

@@ -51,8 +51,9 @@ def test_the_table_shows_what_was_not_reached(tmp_path):
     other = {**cost, "seed": 1, "structure": 3e15, "largest_over_alone": 1.2, "cost_ratio": 2.0}
     content = table.summary(rows, [cost, other], [20.0, 30.0, 40.0])
     first, second = content["compared"]
-    assert first["rival"] is None and first["gain"] is None
-    assert second["rival"] == "other" and second["gain"] == pytest.approx(0.1) and second["clear"] is None
+    assert first["rival"] is None and first["gain"] is None and rows[1].keys() == rows[0].keys()
+    assert second["rival"] == "other" and second["gains"] == pytest.approx([0.1]) and second["clear"] is None
+    assert second["by_accuracy"]["gain"] == 0.0
     shown = table.markdown(content)
     assert "| 20 % | other | not reached |" in shown
     first, second, mean = shown.splitlines()[-3:]
@@ -95,9 +96,12 @@ def test_the_effects_of_a_change_are_paired_by_seed(tmp_path):
     keys = ("test_loss", "accuracy", "inherited_test_loss", "largest_valid_loss")
     losses = {("as shipped", 0): 2.0, ("as shipped", 1): 2.5, ("other", 1): 2.6}
     rows = [{"change": c, "seed": s, **dict.fromkeys(keys, loss)} for (c, s), loss in losses.items()]
-    effects = {e["change"]: e for e in ablation._effects(rows)}
-    assert effects["as shipped"]["rise"] == [0, 0] and effects["other"]["rise"] == pytest.approx([0.1])
-    ablation.draw(list(effects.values()), tmp_path / "a.png")
+    effects = ablation._effects(rows)
+    rises = {e["change"]: e["rises"]["test_loss"] for e in effects}
+    assert rises["as shipped"] == [0, 0] and rises["other"] == pytest.approx([0.1])
+    # One seed: not the difference of means over other seeds.
+    assert "| other | 1 | +0.1000 | +10.00 |" in ablation._markdown(effects)
+    ablation.draw(effects, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
