@@ -195,3 +195,15 @@ def test_ranks_are_compared_within_bins():
     assert [b["spearman"]["within_bins"] for b in result["bins"]] == pytest.approx([1.0, 0.0])
     assert result["between_seeds"]["kendall"]["mean"] == pytest.approx(0.0)
     assert "| inherited loss | 0.50 ± 1.00 |" in ranks.markdown(result)
+
+
+def test_a_net_is_timed_once_whoever_found_it(tiny_supernet):
+    times, space = importlib.import_module("headline_times"), tiny_supernet.space
+    low = space.uniform_formats[0]
+    genome = space.with_format(space.largest, low)
+    rows = [
+        {"method": "joint", "name": "finalist 3", "architecture": space.decode(genome)},
+        {"method": "uniform PTQ", "name": low, "architecture": None},
+        {"method": "llama.cpp", "name": low, "architecture": None},
+    ]
+    assert [times._net(row, space) for row in rows] == [genome, genome, low]
