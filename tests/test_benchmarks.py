@@ -197,8 +197,8 @@ def test_ranks_are_compared_within_bins():
     assert "| inherited loss | 0.50 ± 1.00 |" in ranks.markdown(result)
 
 
-def test_a_net_is_timed_once_whoever_found_it(tiny_supernet):
-    times, space = importlib.import_module("headline_times"), tiny_supernet.space
+def test_a_net_is_timed_once_whoever_found_it(toy_space):
+    times, space = importlib.import_module("headline_times"), toy_space
     low = space.uniform_formats[0]
     genome = space.with_format(space.largest, low)
     rows = [
