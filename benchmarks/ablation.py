@@ -1,9 +1,9 @@
 """What is each part of the joint method worth? Each is removed in turn, at one budget of headline.py.
 
-`python benchmarks/ablation.py --seeds 0` takes the joint runs that headline.py made (or makes them), and trains again
-for the parts that training has, searches again for those that the search has. Same steps, same evaluations, one net
-fine-tuned for the budget; writes docs/results/ablation.json, .md and .png. Goes on where it stopped; what was recorded
-with other settings is not overwritten (`--name another`).
+`python benchmarks/ablation.py --seeds 0` goes on from headline.py's trunk (or trains it), with gates and a joint phase
+long enough for its parts to matter, and trains again for the parts that training has, searches again for those that
+the search has. Same FLOPs, same evaluations, one net fine-tuned for the budget; writes docs/results/ablation.json, .md
+and .png. Goes on where it stopped; what was recorded with other settings is not overwritten (`--name another`).
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 import headline_table
 from common import RESULTS, ROOT, record, recorded
-from headline import Grid, Method, add_settings, run_script
+from headline import NO_GATES, Grid, Method, add_settings, run_script
 
 from supernet.files import read_json, replacing
 
@@ -33,11 +33,14 @@ SANDWICH = (
     "schedule.student_weight=0.5",
     "schedule.joint_steps=97",
 )
-SHORT = ("schedule.alone_steps=524", "schedule.joint_steps=105")
-COSTED = ("sandwich rule with distillation", "half of the joint phase")  # as many FLOPs as the two steps here
-COSTED_FOR = (450, 210)
+HALF = ("schedule.alone_steps=524", "schedule.joint_steps=105")
+HARDLY_ANY = ("schedule.alone_steps=614", "schedule.joint_steps=12", NO_GATES)
+# As many FLOPs as the steps here.
+COSTED = ("sandwich rule with distillation", "half of the joint phase", "hardly any joint phase")
+COSTED_FOR = {"alone_steps": 450, "joint_steps": 210}
+GATES = "gates.budgets_mb=[1.4,2.2]"
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
-AS_SHIPPED = "as shipped"
+WHOLE, TRUNK = "all parts", "headline"
 COMPARED = {  # how each is shown, and its unit
     "test_loss": (".4f", 1),
     "accuracy": (".2f", 100),
@@ -45,15 +48,16 @@ COMPARED = {  # how each is shown, and its unit
     "largest_valid_loss": (".4f", 1),
 }
 CHANGES = {
-    AS_SHIPPED: Change(),
+    WHOLE: Change(),
     "no gates as seeds": Change(search=("first_population.gate_samples=0",)),
     "no sensitivity seeds": Change(search=("first_population.sensitivity=0",)),
-    "no gate training": Change(train=("gates.budgets_mb=[]",)),
+    "no gate training": Change(train=(NO_GATES,)),
     "sandwich rule with distillation": Change(train=SANDWICH),
     "no distillation in fine-tuning": Change(search=("finetune.distillation=0",)),
     "sampled nets drop blocks": Change(train=("schedule.floor.switch=0.75",)),
     "sampled nets of all widths": Change(train=("schedule.floor.width=0",)),
-    "half of the joint phase": Change(train=SHORT),
+    "half of the joint phase": Change(train=HALF),
+    "hardly any joint phase": Change(train=HARDLY_ANY),
     "no mean level first": Change(train=("schedule.spread=false",)),
     "formats opened high to low": Change(train=("schedule.inherit=0.5",)),
     "activations emulated": Change(train=("model.emulate_activations=true", "model.kv_format=F16")),
@@ -72,8 +76,10 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--name", default="ablation", help="of docs/results/NAME.json")
     add_settings(parser)
+    parser.set_defaults(**COSTED_FOR)
     arguments = parser.parse_args()
-    if (arguments.alone_steps, arguments.joint_steps) != COSTED_FOR and set(COSTED) & set(arguments.changes):
+    steps = {key: getattr(arguments, key) for key in COSTED_FOR}
+    if steps != COSTED_FOR and set(COSTED) & set(arguments.changes):
         parser.error(
             f"{' and '.join(COSTED)} are at equal FLOPs for the default steps only: leave them out of --changes"
         )
@@ -93,13 +99,11 @@ def main() -> None:
 def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Return the net at the budget with one change."""
     change, slug = CHANGES[name], name.replace(" ", "_").replace("-", "_")
-    options = {**vars(arguments), "methods": ["joint"], "budgets": [arguments.budget], "name": "headline", "train": []}
-    grid = Grid(argparse.Namespace(**options, trunk=None), seed)
+    options = {**vars(arguments), "methods": ["joint"], "budgets": [arguments.budget]}
+    Grid(argparse.Namespace(**{**options, "name": TRUNK}, trunk=None, train=[]), seed).train_trunk()
+    options["name"] = f"ablation_{slug if change.train else WHOLE.replace(' ', '_')}"
+    grid = Grid(argparse.Namespace(**options, trunk=TRUNK, train=[GATES, *change.train]), seed)
     grid.train_supernet()
-    if change.train:
-        options |= {"name": f"ablation_{slug}", "train": list(change.train)}
-        grid = Grid(argparse.Namespace(**options, trunk="headline"), seed)
-        grid.train_supernet()
     search = f"ablation {slug} at {arguments.budget:g}"
     settings = grid.search_settings(search, Method("joint", change.search))
     run_script("search.py", *settings)
@@ -114,10 +118,10 @@ def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
 
 
 def _effects(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each change, as shipped first, its means over the seeds, and less those as shipped, seed by seed."""
-    base = {row["seed"]: row for row in rows if row["change"] == AS_SHIPPED}
+    """Return for each change, all parts first, its means over the seeds, and less those of all parts, seed by seed."""
+    base = {row["seed"]: row for row in rows if row["change"] == WHOLE}
     found = []
-    for change in sorted(dict.fromkeys(row["change"] for row in rows), key=lambda change: change != AS_SHIPPED):
+    for change in sorted(dict.fromkeys(row["change"] for row in rows), key=lambda change: change != WHOLE):
         own = [row for row in rows if row["change"] == change]
         paired = [(row, base[row["seed"]]) for row in own if row["seed"] in base]
         means = {key: statistics.fmean(row[key] for row in own) for key in COMPARED}
@@ -130,14 +134,14 @@ def draw(effects: list[dict[str, Any]], path: Path) -> None:
     """Draw the rise of the test loss with each change, a bar for the mean and a dot for each seed."""
     from matplotlib.figure import Figure
 
-    shown = [(e["change"], e["rises"]["test_loss"]) for e in effects if e["change"] != AS_SHIPPED][::-1]
+    shown = [(e["change"], e["rises"]["test_loss"]) for e in effects if e["change"] != WHOLE][::-1]
     figure = Figure(figsize=(8, 1.2 + 0.4 * len(shown)), layout="constrained")
     axes = figure.subplots()
     axes.barh([change for change, _ in shown], [statistics.fmean(rises) for _, rises in shown], color="C0", alpha=0.5)
     for row, (_, rises) in enumerate(shown):
         axes.scatter(rises, [row] * len(rises), s=14, color="C0")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("rise of the test loss over as shipped, nats (right: the part helps)")
+    axes.set_xlabel("rise of the test loss over that with all parts, nats (right: the part helps)")
     axes.grid(axis="x", alpha=0.3)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
@@ -150,7 +154,7 @@ def _markdown(effects: list[dict[str, Any]]) -> str:
         cells = [e["change"], str(e["seeds"])]
         for key, (shape, unit) in COMPARED.items():
             rises, shown = e["rises"][key], f"{{:{shape}}}"
-            if e["change"] == AS_SHIPPED or not rises:
+            if e["change"] == WHOLE or not rises:
                 cells.append(shown.format(unit * e[key]))
                 continue
             cell = f"{unit * statistics.fmean(rises):+{shape}}"

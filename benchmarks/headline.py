@@ -6,11 +6,12 @@ net's bytes in F16. Everything goes through `train.py` and `search.py`, which go
 this: what is finished is read, not run, and other seeds that were recorded stay (with other settings: --name another).
 
 Equal FLOPs: all methods go on from the same run of the largest net alone, at a constant learning rate. From there the
-rate falls: for the joint supernet over `--alone-steps` and `--joint-steps`, gates included; for the largest net
-trained alone, which all methods without a supernet begin with, over the steps that cost the same; for the supernet
-for structure alone over as many as the joint one's. Each net that ships is fine-tuned with the same FLOPs, smaller
-nets for more steps. All searches minimize the same objectives. So both shares are equal: the first is paid once for
-all budgets (`costs[].shared`), the second for each (`costs[].each`); `costs[].divided` is one net's part of both.
+rate falls: for the joint supernet over `--alone-steps` and `--joint-steps`; for the largest net trained alone, which
+all methods without a supernet begin with, over the steps that cost the same; for the supernet for structure alone over
+as many as the joint one's. Gates are off: they give the search nothing that sensitivities do not (ablation.py). Each
+net that ships is fine-tuned with the same FLOPs, smaller nets for more steps. All searches minimize the same objectives.
+So both shares are equal: the first is paid once for all budgets (`costs[].shared`), the second for each
+(`costs[].each`); `costs[].divided` is one net's part of both.
 """
 
 import argparse
@@ -53,7 +54,7 @@ METHODS = {
     ),
     "structure only": Method("structure", ("evolution=structure",)),
 }
-ALONE = ("schedule.joint_steps=0", "gates.budgets_mb=[]")
+NO_GATES = "gates.budgets_mb=[]"
 RIVALS = ("uniform QAT", "uniform PTQ", "llama.cpp")  # of the largest net trained alone, see headline_rivals.py
 
 
@@ -87,8 +88,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add what a grid's training and searches depend on."""
     parser.add_argument("--experiment", default="llama_like")
     parser.add_argument("--trunk-steps", type=int, default=1600, help="of the largest net, before methods part")
-    parser.add_argument("--alone-steps", type=int, default=450, help="from there, before the space opens")
-    parser.add_argument("--joint-steps", type=int, default=210)
+    parser.add_argument("--alone-steps", type=int, default=614, help="from there, before the space opens")
+    parser.add_argument("--joint-steps", type=int, default=12)
     parser.add_argument("--tune-steps", type=int, default=150, help="of the largest net; smaller nets take more")
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--objective", default="divergence", help="of all searches, beside size_mb")
@@ -121,6 +122,7 @@ class Grid:
 
     def run(self) -> None:
         """Run what is missing."""
+        self.train_trunk()
         self.train_supernet()
         self._train_alone("alone", 1.0)
         self._search("joint", "alone")
@@ -136,14 +138,17 @@ class Grid:
                 run_script("search.py", *self.search_settings(name, method))
 
     @property
-    def _steps(self) -> tuple[str, str]:
+    def _steps(self) -> tuple[str, ...]:
         a = self.arguments
-        return f"schedule.alone_steps={a.alone_steps}", f"schedule.joint_steps={a.joint_steps}"
+        return f"schedule.alone_steps={a.alone_steps}", f"schedule.joint_steps={a.joint_steps}", NO_GATES
+
+    def train_trunk(self) -> None:
+        """Train the run that all others go on from, unless it is another grid's."""
+        if self.arguments.trunk is None:
+            self._train(self.trunk, *_alone(self.arguments.trunk_steps), "schedule.decay=0")
 
     def train_supernet(self) -> None:
-        """Train the trunk, unless it is another grid's, and the joint supernet."""
-        if self.arguments.trunk is None:
-            self._train(self.trunk, f"schedule.alone_steps={self.arguments.trunk_steps}", "schedule.decay=0", *ALONE)
+        """Train the joint supernet, from the trunk on."""
         self._branch("joint", *self._steps)
 
     def _train(self, folder: Path, *settings: str) -> None:
@@ -157,7 +162,7 @@ class Grid:
         self._train(self.folder(run), f"model.init={trunk}", "schedule.warmup_steps=20", "schedule.decay=1", *settings)
 
     def _train_alone(self, run: str, share: float) -> None:
-        self._branch(run, f"schedule.alone_steps={round(share * self.alone_steps)}", *ALONE)
+        self._branch(run, *_alone(round(share * self.alone_steps)))
 
     @property
     def alone_steps(self) -> float:
@@ -225,6 +230,10 @@ class Grid:
         """Return the training FLOPs of the shared part and of each net, and what the search cost beside."""
         alone = [self.folder(run) for run in ("alone", "shorter")]
         return headline_table.costs(self.folder("joint"), alone, self.folder("structure"), _slug("joint"), self.seed)
+
+
+def _alone(steps: int) -> tuple[str, ...]:
+    return f"schedule.alone_steps={steps}", "schedule.joint_steps=0", NO_GATES
 
 
 def _slug(name: str) -> str:

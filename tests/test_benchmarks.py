@@ -94,11 +94,11 @@ def test_other_seeds_stay_in_the_record(tmp_path, monkeypatch):
 def test_the_effects_of_a_change_are_paired_by_seed(tmp_path):
     ablation = importlib.import_module("ablation")
     keys = ("test_loss", "accuracy", "inherited_test_loss", "largest_valid_loss")
-    losses = {("as shipped", 0): 2.0, ("as shipped", 1): 2.5, ("other", 1): 2.6}
+    losses = {("all parts", 0): 2.0, ("all parts", 1): 2.5, ("other", 1): 2.6}
     rows = [{"change": c, "seed": s, **dict.fromkeys(keys, loss)} for (c, s), loss in losses.items()]
     effects = ablation._effects(rows)
     rises = {e["change"]: e["rises"]["test_loss"] for e in effects}
-    assert rises["as shipped"] == [0, 0] and rises["other"] == pytest.approx([0.1])
+    assert rises["all parts"] == [0, 0] and rises["other"] == pytest.approx([0.1])
     # One seed: not the difference of means over other seeds.
     assert "| other | 1 | +0.1000 | +10.00 |" in ablation._markdown(effects)
     ablation.draw(effects, tmp_path / "a.png")
