@@ -8,8 +8,8 @@ this: what is finished is read, not run, and other seeds that were recorded stay
 Equal FLOPs: all methods go on from the same run of the largest net alone, at a constant learning rate. From there the
 rate falls: for the joint supernet over `--alone-steps` and `--joint-steps`; for the largest net trained alone, which
 all methods without a supernet begin with, over the steps that cost the same; for the supernet for structure alone over
-as many as the joint one's. Gates are off: ablation.py finds nothing that they give the search beside sensitivities. Each
-net that ships is fine-tuned with the same FLOPs, smaller nets for more steps. All searches minimize the same
+as many as the joint one's. Gates are off: ablation.py finds nothing that they give the search beside sensitivities.
+Each net that ships is fine-tuned with the same FLOPs, smaller nets for more steps. All searches minimize the same
 objectives. So both shares are equal: the first is paid once for all budgets (`costs[].shared`), the second for each
 (`costs[].each`); `costs[].divided` is one net's part of both.
 """
