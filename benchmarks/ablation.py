@@ -38,7 +38,6 @@ HARDLY_ANY = ("schedule.alone_steps=614", "schedule.joint_steps=12", NO_GATES)
 # As many FLOPs as the steps here.
 COSTED = ("sandwich rule with distillation", "half of the joint phase", "hardly any joint phase")
 COSTED_FOR = {"alone_steps": 450, "joint_steps": 210}
-GATES = "gates.budgets_mb=[1.4,2.2]"
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 WHOLE, TRUNK = "all parts", "headline"
 COMPARED = {  # how each is shown, and its unit
@@ -75,14 +74,13 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=23.7, help="per cent of the largest net's bytes in F16")
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--name", default="ablation", help="of docs/results/NAME.json")
+    parser.add_argument("--gates-mb", type=float, nargs="+", default=[1.4, 2.2], help="budgets of the gates")
     add_settings(parser)
     parser.set_defaults(**COSTED_FOR)
     arguments = parser.parse_args()
     steps = {key: getattr(arguments, key) for key in COSTED_FOR}
     if steps != COSTED_FOR and set(COSTED) & set(arguments.changes):
-        parser.error(
-            f"{' and '.join(COSTED)} are at equal FLOPs for the default steps only: leave them out of --changes"
-        )
+        parser.error(f"{', '.join(COSTED)} are at equal FLOPs for the default steps only: leave them out of --changes")
     settings = {k: v for k, v in vars(arguments).items() if k not in ("seeds", "changes", "workers", "name")}
     recorded(arguments.name, settings)  # what may not be written had better not be run
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
@@ -102,7 +100,8 @@ def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     options = {**vars(arguments), "methods": ["joint"], "budgets": [arguments.budget]}
     Grid(argparse.Namespace(**{**options, "name": TRUNK}, trunk=None, train=[]), seed).train_trunk()
     options["name"] = f"ablation_{slug if change.train else WHOLE.replace(' ', '_')}"
-    grid = Grid(argparse.Namespace(**options, trunk=TRUNK, train=[GATES, *change.train]), seed)
+    whole = ["schedule.gate_every=6", f"gates.budgets_mb={arguments.gates_mb}".replace(" ", "")]
+    grid = Grid(argparse.Namespace(**options, trunk=TRUNK, train=[*whole, *change.train]), seed)
     grid.train_supernet()
     search = f"ablation {slug} at {arguments.budget:g}"
     settings = grid.search_settings(search, Method("joint", change.search))
@@ -134,7 +133,8 @@ def draw(effects: list[dict[str, Any]], path: Path) -> None:
     """Draw the rise of the test loss with each change, a bar for the mean and a dot for each seed."""
     from matplotlib.figure import Figure
 
-    shown = [(e["change"], e["rises"]["test_loss"]) for e in effects if e["change"] != WHOLE][::-1]
+    shown = [(e["change"], e["rises"]["test_loss"]) for e in effects if e["change"] != WHOLE]
+    shown = [(change, rises) for change, rises in shown[::-1] if rises]
     figure = Figure(figsize=(8, 1.2 + 0.4 * len(shown)), layout="constrained")
     axes = figure.subplots()
     axes.barh([change for change, _ in shown], [statistics.fmean(rises) for _, rises in shown], color="C0", alpha=0.5)
@@ -154,10 +154,10 @@ def _markdown(effects: list[dict[str, Any]]) -> str:
         cells = [e["change"], str(e["seeds"])]
         for key, (shape, unit) in COMPARED.items():
             rises, shown = e["rises"][key], f"{{:{shape}}}"
-            if e["change"] == WHOLE or not rises:
+            if e["change"] == WHOLE:
                 cells.append(shown.format(unit * e[key]))
                 continue
-            cell = f"{unit * statistics.fmean(rises):+{shape}}"
+            cell = f"{unit * statistics.fmean(rises):+{shape}}" if rises else ""
             if len(rises) > 1:
                 cell += f" ({unit * min(rises):+{shape}} to {unit * max(rises):+{shape}})"
             cells.append(cell)

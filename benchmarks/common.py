@@ -104,7 +104,7 @@ def described() -> dict[str, Any]:
     return {
         "command": typed_command(),
         "date": date.today().isoformat(),
-        "commit": _commit(),
+        "commit": COMMIT,
         "device": _device(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -119,12 +119,19 @@ def record(name: str, content: Mapping[str, Any]) -> None:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout, with a + behind it where files differ; None outside of a repository."""
+    """Return the commit of the checkout, with a + where files but for results differ; None outside of a repository."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        said = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(said, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+COMMIT = _commit()  # now: a benchmark runs for an hour, and the checkout may move on
 
 
 def _device() -> str:

@@ -80,7 +80,9 @@ def main() -> None:
     rows += [row for grid in done for row in grid.rows()]
     costs += [grid.costs() for grid in done if "joint" in grid.methods]
     content = headline_table.summary(rows, costs, arguments.budgets)
-    record(arguments.name, {"settings": settings, "seeds": sorted({row["seed"] for row in rows}), **content})
+    times = before.get("times", {})  # of headline_times.py; a seed that runs again has others
+    kept = {"times": times} if times and not again & {*times["seeds"]} else {}
+    record(arguments.name, {"settings": settings, "seeds": sorted({row["seed"] for row in rows}), **kept, **content})
     headline_table.write(arguments.name, content)
 
 

@@ -42,22 +42,28 @@ def main() -> None:
     nets = [(row, _net(row, space)) for row in content["rows"] if row["name"] is not None]
 
     def written(net: Genome | str, folder: Path) -> Path:
+        if isinstance(net, str):
+            return target.quantized(files[largest], net, folder)[0]
         folder.mkdir()
-        genome = space.with_format(space.largest, REFERENCE.split()[-1]) if isinstance(net, str) else net
-        path = target.export(extract(supernet, genome), trained.tokenizer_json, folder, trained.tokenizer_files)
-        return target.quantized(path, net, folder)[0] if isinstance(net, str) else path
+        return target.export(extract(supernet, net), trained.tokenizer_json, folder, trained.tokenizer_files)
 
     with tempfile.TemporaryDirectory() as folder:
-        different = dict.fromkeys(net for _, net in nets)
-        files = {net: written(net, Path(folder) / str(i)) for i, net in enumerate(different)}
+        largest = space.with_format(space.largest, REFERENCE.split()[-1])  # what llama.cpp quantizes
+        files: dict[Genome | str, Path] = {}
+        for i, net in enumerate(dict.fromkeys([largest, *(net for _, net in nets)])):
+            files[net] = written(net, Path(folder) if isinstance(net, str) else Path(folder) / str(i))
         rounds: dict[Genome | str, list[dict[str, float]]] = {net: [] for net in files}
         for net in progress(iterable=[*files] * arguments.rounds, desc="measure", unit="net"):
-            rounds[net].append(target.measure(files[net]))
+            measured = target.measure(files[net])
+            if not measured["built"]:
+                raise SystemExit(f"{files[net]}: {measured['reason']}")
+            rounds[net].append(measured)
     for row, net in nets:
-        row |= {time: statistics.median(measured[time] for measured in rounds[net]) for time in TIMES}
+        row |= {time: statistics.median(m[time] for m in rounds[net]) for time in TIMES}
     apart = [max(times) / min(times) - 1 for times in ([m["decode_ms"] for m in r] for r in rounds.values())]
     content["times"] = {
         **described(),
+        "seeds": sorted({row["seed"] for row, _ in nets}),
         "rounds": arguments.rounds,
         "nets": len(files),
         "decode_ms_between_rounds": {"median": statistics.median(apart), "worst": max(apart)},

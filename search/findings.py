@@ -16,7 +16,7 @@ def tolerance(content: Mapping[str, Any]) -> float:
 
 
 def findings(space: SearchSpace, content: Mapping[str, Any]) -> list[str]:
-    """Return what is tolerated means, what all of it costs, and a line for parts with the same truth; formats first.
+    """Return what is meant by tolerated, what all of it costs, and a line for parts with the same truth; formats first.
 
     A choice is tolerated where it alone raises the loss by less than `SHARE` of it or `ERRORS` standard errors; a
     gene tolerates a choice if it tolerates all dearer ones as well. At once, divergences add up (as in the linear
@@ -38,13 +38,22 @@ def findings(space: SearchSpace, content: Mapping[str, Any]) -> list[str]:
         f" ({limit:.4f} nats) or {ERRORS:g} standard errors."
     ]
     true_of: dict[str, list[str]] = {}
-    at_once = 0.0
+    found: dict[str, int] = {}
     for part, genes in sorted(parts.items(), key=lambda item: item[1][0][1].kind != "format"):
         least = [(number, gene, _least(by_name[gene.name], limit)) for number, gene in genes]
         true_of.setdefault("; ".join(_runs(least, by_name)), []).append(_words(part))
-        at_once += sum(by_name[gene.name]["divergence"][k] or 0.0 for _, gene, k in least)
-    lines.append(f"Tolerated alone is not tolerated together: all of it at once costs about {at_once:.3f} nats.")
+        found |= {gene.name: k for _, gene, k in least}
+    taken = [by_name[gene.name]["divergence"][found[gene.name]] for gene in space if _counts(gene, found)]
+    lines.append(
+        "Tolerated alone is not tolerated together: the divergences of all of it add up to"
+        f" {sum(filter(None, taken)):.3f} nats."
+    )
     return lines + [f"{', '.join(words)}: {said}." for said, words in true_of.items()]
+
+
+def _counts(gene: Gene, found: Mapping[str, int]) -> bool:
+    """Say whether a gene has a choice that was found, and no block that can be dropped makes it void."""
+    return gene.name in found and (gene.needs is None or found.get(gene.needs, 1) > 0)
 
 
 def _place(name: str) -> tuple[int | None, str]:

@@ -1,4 +1,7 @@
-"""What a search can reach: a budget that no subnet meets is refused before anything is spent on it."""
+"""What a search can reach: budgets that no subnet meets are refused.
+
+That on the size at once, those on a target's costs as soon as its hardware is measured.
+"""
 
 from collections.abc import Sequence
 
@@ -39,20 +42,21 @@ def check_costs(scorer: Scorer, strategy: Evolution) -> None:
     Raises:
         UserError: no subnet meets one of the budgets by itself, on any target.
     """
-    missed = []
+    missed, asked = [], dict[str, float]()
     for target in scorer.targets:
         bounds = {score: bound for score, bound in scorer.bounds(target).items() if score in scorer.known_names}
         least = {score: _least(strategy, score) for score in bounds.keys() - {SIZE}}
         beyond = [f"{score}={rounded_up(least[score]):g}" for score in sorted(least) if least[score] > bounds[score]]
         if not beyond:
             return
+        asked |= {score: bounds[score] for score in sorted(least) if least[score] > bounds[score]}
         missed.append(f"the least that a subnet takes on {target} is {', '.join(beyond)}")
-    asked = ", ".join(f"budget.{name}={bound:g}" for name, bound in scorer.budget.items() if name != SIZE)
-    raise UserError(f"{asked} cannot be met: {'; '.join(missed)}")
+    said = dict.fromkeys(f"budget.{score.partition('@')[0]}={bound:g}" for score, bound in asked.items())
+    raise UserError(f"{', '.join(said)} cannot be met: {'; '.join(missed)}")
 
 
 def _least(strategy: Evolution, score: str) -> float:
-    """Return the least cost by a score; what is quickest need not be smallest, so every gene is tried."""
+    """Return the least cost that changing every gene, one at a time, finds; what is quickest need not be smallest."""
 
     def cost(genome: Genome) -> float:
         return strategy.known(genome)[score]

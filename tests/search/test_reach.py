@@ -21,8 +21,8 @@ def test_a_budget_that_no_subnet_meets_is_refused_before_the_search(tiny_superne
     strategy = SimpleNamespace(space=space, known=known)
     check_costs(scorer(), strategy)
     check_costs(scorer(decode_ms=0.5), strategy)  # on `a`, which is enough
-    check_costs(scorer(size_mb=1.0, loss=0.0), strategy)  # neither is predicted
+    check_costs(scorer(size_mb=1.0, loss=0.0), strategy)  # the size is checked before, the loss must be evaluated
     with pytest.raises(
         UserError, match=r"budget.decode_ms=0.4 cannot .* a is decode_ms@a=0.5; .* b is decode_ms@b=2.5"
     ):
-        check_costs(scorer(decode_ms=0.4), strategy)
+        check_costs(scorer(decode_ms=0.4, loss=1.0), strategy)

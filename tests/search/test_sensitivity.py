@@ -72,6 +72,7 @@ def test_findings_say_what_is_true_of_every_layer_they_name():
         + [Gene(f"layers.{i}.attention.o_format", formats, "format") for i in range(4)]
         + [Gene(f"layers.{i}.mlp.down_format", formats, "format") for i in range(4)]
         + [Gene(f"layers.{i}.mlp.active", (0, 1), "switch") for i in range(2)]
+        + [Gene("layers.1.mlp.gate_up_format", formats, "format", needs="layers.1.mlp.active")]  # void: it is dropped
         + [Gene("layers.0.mlp.width", (256, 512), "width"), Gene("layers.1.mlp.width", (512,), "width")]
     )
     rises = {
@@ -82,6 +83,7 @@ def test_findings_say_what_is_true_of_every_layer_they_name():
         "layers.3.attention.o_format": [None, 0.0, 0.0],
         "layers.0.mlp.active": [2.0, 0.0],
         "layers.1.mlp.active": [0.001, 0.0],
+        "layers.1.mlp.gate_up_format": [0.007, 0.0, 0.0],
         "layers.0.mlp.width": [0.009, 0.0],
     }
     errors = {"embedding.format": [0.001, 0.011, 0.0]}
@@ -99,11 +101,12 @@ def test_findings_say_what_is_true_of_every_layer_they_name():
         ],
     }
     assert findings(space, content)[1:] == [
-        "Tolerated alone is not tolerated together: all of it at once costs about 0.030 nats.",
+        "Tolerated alone is not tolerated together: the divergences of all of it add up to 0.030 nats.",
         "embedding: needs Q4_0, Q2_K costs 0.500 nats.",
         "attention o: layers 0–2 need Q8_0, Q4_0 costs 0.100–0.300 nats; "
         "layer 3 needs Q4_0, Q2_K costs an unknown amount.",
         "mlp down: all layers tolerate Q2_K, the cheapest there is.",
+        "mlp gate_up: layer 1 tolerates Q2_K, the cheapest there is.",
         "mlp: layer 0 must stay, dropping it costs 2.000 nats; layer 1 can be dropped.",
         "mlp width: layer 0 tolerates 256, the cheapest there is.",
     ]
