@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=23.7, help="per cent of the largest net's bytes in F16")
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--name", default="ablation", help="of docs/results/NAME.json")
-    parser.add_argument("--gates-mb", type=float, nargs="+", default=[1.4, 2.2], help="budgets of the gates")
+    parser.add_argument(
+        "--gates-mb", type=float, nargs="*", default=[1.4, 2.2], help="budgets of the gates; none: no gates"
+    )
     add_settings(parser)
     parser.set_defaults(**COSTED_FOR)
     arguments = parser.parse_args()

@@ -5,7 +5,8 @@ runs/llama_like draws them (spread over the levels above its `schedule.floor`), 
 or the same formats, and trains each alone from fresh weights: the same batches for all, quantization-aware in its own
 formats, next-token loss. Both losses are of the same rows of the `valid` split, with rounded weights. Rank correlations
 are taken within bins, because over a wide range of sizes the number of parameters alone ranks almost perfectly; beside
-them stand the predictors that know only the number of weights, or of bytes.
+them stand the predictors that know only the number of weights, or of bytes. With `--tune-steps` there is one more: the
+loss after so many steps of the fine-tuning that finalists get (conf/finetune/), from the inherited weights on.
 
 Each stand-alone loss is kept in cache/ranking/ as soon as it is known: the same command goes on where it stopped,
 with more seeds or more nets in a bin it trains only what is new. Several runs (supernets of other seeds over the
@@ -29,11 +30,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from common import RESULTS, ROOT, record, recorded
+from common import RESULTS, ROOT, compose, record, recorded
 from omegaconf import OmegaConf
 from ranks import compare, draw, markdown
 from torch import Tensor
 
+from search.finetune import FineTuning
 from supernet.cli import progress
 from supernet.config import build
 from supernet.data import TokenData
@@ -45,7 +47,7 @@ from supernet.losses import best_device, evaluate, next_token_loss
 from supernet.model import Supernet
 from supernet.randomness import derive, generator
 from supernet.run import SPACE, build_supernet, load_supernet
-from supernet.subnet import Decoder, extract
+from supernet.subnet import Decoder, extract, weights_hash
 from supernet.training import parameter_groups
 
 CACHE = ROOT / "cache" / "ranking"
@@ -56,20 +58,23 @@ WARMUP, FINAL_LR = 0.05, 0.1  # share of the steps in which the learning rate ri
 
 @dataclass(frozen=True)
 class Cell:
-    """One net to be trained alone: what its loss depends on, the run's own settings aside."""
+    """One net to be trained: what its loss depends on, the runs' own settings aside."""
 
     genome: Genome
     seed: int
     steps: int
     batch_size: int
     sequences: int
+    inherits: str | None = None  # the run whose weights it begins with; None: fresh ones, trained alone
 
 
 class Trainer:
-    """Trains nets alone on the data, in the space and with the optimizer of a run."""
+    """Trains nets alone on the data, in the space and with the optimizer of the first of the runs, or tunes them."""
 
-    def __init__(self, run: Path, data: TokenData) -> None:
-        self.data = data
+    def __init__(self, runs: Sequence[Path]) -> None:
+        self.runs = {run.name: load_supernet(run) for run in runs}
+        run, first = runs[0], self.runs[runs[0].name]
+        self.data = first.tokens()
         self.model = read_json(run / "supernet" / SPACE)["model"]
         self.config: Any = OmegaConf.load(run / "config.yaml")
         self.length = int(self.config.sequence_length)
@@ -78,12 +83,20 @@ class Trainer:
         """Return the file that keeps the cell's loss."""
         decides: dict[str, Any] = {**asdict(cell), "recipe": RECIPE, "model": self.model, "corpus": self.data.hash}
         decides |= {key: OmegaConf.to_container(self.config[key]) for key in ("optimizer", "trainer")}
+        if cell.inherits is not None:
+            decides["weights"] = weights_hash(extract(self.runs[cell.inherits].supernet, cell.genome))
         text = json.dumps({**decides, "length": self.length}, sort_keys=True)
         return CACHE / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def train(self, cell: Cell) -> None:
-        """Train a net from fresh weights and keep its loss."""
+        """Train a net and keep its loss."""
         started, path = time.perf_counter(), self.path(cell)
+        decoder = (self._from_fresh if cell.inherits is None else self._from_inherited)(cell, path.with_suffix(""))
+        loss = valid_loss(decoder, self.data, cell.sequences, self.length)
+        write_json(path, {**asdict(cell), "loss": loss, "seconds": round(time.perf_counter() - started, 1)})
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+
+    def _from_fresh(self, cell: Cell, work: Path) -> Decoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(cell.seed, "ranking", "weights"))
             fresh = build_supernet(self.model, self.data.vocab_size)
@@ -91,11 +104,16 @@ class Trainer:
         seed = derive(cell.seed, "ranking", "batches")
         batches = Batches(self.data, cell.steps, lambda _: "train", seed, cell.batch_size, self.length)
         settings: Any = OmegaConf.to_container(self.config.trainer)
-        checkpoints = path.with_suffix("")
-        fit(_Alone(decoder, build(self.config.optimizer), cell.steps), batches, checkpoints, settings, "alone")
-        loss = valid_loss(decoder, self.data, cell.sequences, self.length)
-        write_json(path, {**asdict(cell), "loss": loss, "seconds": round(time.perf_counter() - started, 1)})
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        fit(_Alone(decoder, build(self.config.optimizer), cell.steps), batches, work, settings, "alone")
+        return decoder
+
+    def _from_inherited(self, cell: Cell, work: Path) -> Decoder:
+        assert cell.inherits is not None
+        supernet = self.runs[cell.inherits].supernet
+        settings = compose("search", f"finetune.steps={cell.steps}", f"finetune.batch_size={cell.batch_size}")
+        tuning: FineTuning = build(settings.finetune, _recursive_=False)
+        teacher = extract(supernet, supernet.space.largest).freeze_formats()
+        return tuning.tune(work, "tuned", extract(supernet, cell.genome), teacher, self.data, cell.seed)
 
 
 class _Alone(L.LightningModule):
@@ -149,11 +167,11 @@ def draw_bin(supernet: Supernet, floor: Mapping[Kind, float], size_mb: float, to
 _trainer: Trainer  # of a worker process
 
 
-def _start_worker(run: Path, n_threads: int) -> None:
+def _start_worker(runs: Sequence[Path], n_threads: int) -> None:
     global _trainer
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(n_threads)
-    _trainer = Trainer(run, load_supernet(run).tokens())
+    _trainer = Trainer(runs)
 
 
 def _end_with(parent: int) -> None:
@@ -167,15 +185,15 @@ def _train_cell(cell: Cell) -> None:
     _trainer.train(cell)
 
 
-def train_all(run: Path, cells: Sequence[Cell], workers: int) -> None:
+def train_all(runs: Sequence[Path], cells: Sequence[Cell], workers: int) -> None:
     """Train what is not known yet, in processes of their own."""
     if not cells:
         return
     os.environ["TQDM_DISABLE"] = "1"  # of the workers: one bar is enough
     n_threads = max(1, torch.get_num_threads() // workers)  # OMP_NUM_THREADS holds
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(run, n_threads))
-    with pool, progress(total=len(cells), desc="nets trained alone", unit="net") as bar:
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(runs, n_threads))
+    with pool, progress(total=len(cells), desc="nets trained", unit="net") as bar:
         try:
             for done in as_completed([pool.submit(_train_cell, cell) for cell in cells]):
                 done.result()
@@ -196,35 +214,41 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=128, help="of `valid`")
+    parser.add_argument("--tune-steps", type=int, default=0, help="of a further predictor; 0: leave it out")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--name", default="ranking", help="of docs/results/NAME.json")
     arguments = parser.parse_args()
     if arguments.per_bin < 2:
         parser.error("--per-bin must be 2 or more")
 
-    free = ("run", "seeds", "per_bin", "workers", "name")  # more seeds or nets go on with what there is
+    free = ("run", "seeds", "per_bin", "tune_steps", "workers", "name")  # more seeds or nets go on with what there is
     settings = {key: value for key, value in vars(arguments).items() if key not in free}
     settings["runs"] = [run.resolve().name for run in arguments.run]
     recorded(arguments.name, settings)  # what may not be written had better not be run
-    runs = [load_supernet(run) for run in arguments.run]
-    supernet, data = runs[0].supernet, runs[0].tokens()
+    trainer = Trainer(arguments.run)
+    runs, data = list(trainer.runs.values()), trainer.data
+    supernet = runs[0].supernet
     if any(r.supernet.space.to_json() != supernet.space.to_json() or r.data["hash"] != data.hash for r in runs):
         parser.error("--run: the runs must share space and corpus")
     largest = float(supernet.n_bytes(supernet.space.decode(supernet.space.largest))) / MB
     bins = [share * largest for share in sorted(arguments.bins)]
-    trainer = Trainer(arguments.run[0], data)
     floor = trainer.config.schedule.get("floor", {})
     nets = [(b, g) for b in bins for g in draw_bin(supernet, floor, b, arguments.tolerance, arguments.per_bin)]
 
-    decisive = {key: settings[key] for key in ("steps", "batch_size", "sequences")}
-    cells = {(genome, seed): Cell(genome, seed, **decisive) for _, genome in nets for seed in arguments.seeds}
-    missing = [cell for cell in cells.values() if not trainer.path(cell).exists()]
-    print(f"{len(cells)} nets to train alone, {len(cells) - len(missing)} of them known already")
-    train_all(arguments.run[0], missing, arguments.workers)
+    same = {key: settings[key] for key in ("batch_size", "sequences")}
+    alone = {g: [Cell(g, seed, arguments.steps, **same) for seed in arguments.seeds] for _, g in nets}
+    heirs = trainer.runs if arguments.tune_steps else ()
+    tuned = {g: [Cell(g, 0, arguments.tune_steps, **same, inherits=name) for name in heirs] for _, g in nets}
+    cells = [cell for _, g in nets for cell in (*tuned[g], *alone[g])]
+    missing = [cell for cell in cells if not trainer.path(cell).exists()]
+    print(f"{len(cells)} nets to train, {len(cells) - len(missing)} of them known already")
+    train_all(arguments.run, missing, arguments.workers)
 
     rows = []
     for size_mb, genome in nets:
-        alone = [read_json(trainer.path(cells[genome, seed])) for seed in arguments.seeds]
+        done = {
+            key: [read_json(trainer.path(c)) for c in of[genome]] for key, of in (("alone", alone), ("tuned", tuned))
+        }
         decoder = extract(supernet, genome)
         rows.append(
             {
@@ -235,13 +259,14 @@ def main() -> None:
                 "inherited": [
                     valid_loss(extract(r.supernet, genome), data, arguments.sequences, trainer.length) for r in runs
                 ],
-                "alone": [a["loss"] for a in alone],
-                "seconds": [a["seconds"] for a in alone],
+                **{key: [cell["loss"] for cell in found] for key, found in done.items() if found},
+                "seconds": [cell["seconds"] for cell in done["alone"]],
             }
         )
     tokens = arguments.steps * arguments.batch_size * trainer.length
     compared = compare(rows, len(runs), len(arguments.seeds))
-    result = {"settings": settings, "seeds": arguments.seeds, "tokens_alone": tokens, **compared, "rows": rows}
+    steps = {"tune_steps": arguments.tune_steps, "tokens_alone": tokens}
+    result = {"settings": settings, "seeds": arguments.seeds, **steps, **compared, "rows": rows}
     record(arguments.name, result)
     write_text(RESULTS / f"{arguments.name}.md", markdown(result))
     draw(result, RESULTS / f"{arguments.name}.png")

@@ -1,11 +1,17 @@
 """Rank correlations of predictors of a loss with the loss, within bins of equal size: numbers, tables, picture."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PREDICTORS = {"within_bins": "inherited loss", "params_only": "number of weights", "bytes_only": "number of bytes"}
+PREDICTORS = {
+    "within_bins": "inherited loss",
+    "tuned": "inherited, briefly fine-tuned",
+    "params_only": "number of weights",
+    "bytes_only": "number of bytes",
+}
+LOSSES = {"within_bins": "inherited", "tuned": "tuned"}  # predictors that know a supernet: the rows' key
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -30,8 +36,8 @@ def _correlations(
     """Return the rank correlations for each (run, seed), None: with the mean of a net's losses over the seeds."""
 
     def predictions(run: int) -> list[float]:
-        if predictor == "within_bins":
-            return [r["inherited"][run] for r in chosen]
+        if predictor in LOSSES:
+            return [r[LOSSES[predictor]][run] for r in chosen]
         return [-r["weights" if predictor == "params_only" else "size_mb"] for r in chosen]
 
     def alone(seed: int | None) -> list[float]:
@@ -44,7 +50,8 @@ def compare(rows: Sequence[dict[str, Any]], n_runs: int, n_seeds: int) -> dict[s
     """Return the rank correlations within bins and over all, of each predictor.
 
     Args:
-        rows: of each net its `bin`, `size_mb`, `weights`, `inherited` loss by run and loss `alone` by seed.
+        rows: of each net its `bin`, `size_mb`, `weights`, `inherited` (and perhaps `tuned`) loss by run and loss
+            `alone` by seed.
         n_runs: trained supernets.
         n_seeds: trainings of each net alone.
     """
@@ -52,9 +59,9 @@ def compare(rows: Sequence[dict[str, Any]], n_runs: int, n_seeds: int) -> dict[s
     result: dict[str, Any] = {}
     over_all: dict[str, Any] = {}
     by_bin: list[dict[str, float]] = [{} for _ in bins]
-    for predictor in PREDICTORS:
+    for predictor in _predictors(rows[0]):
         # Sizes know no supernet: they are compared once with each seed.
-        runs = n_runs if predictor == "within_bins" else 1
+        runs = n_runs if predictor in LOSSES else 1
         pairs: list[tuple[int, int | None]] = [(run, seed) for run in range(runs) for seed in range(n_seeds)]
         inside = [_correlations(predictor, chosen, pairs) for chosen in bins]
         everywhere = _correlations(predictor, rows, pairs)
@@ -77,6 +84,7 @@ def compare(rows: Sequence[dict[str, Any]], n_runs: int, n_seeds: int) -> dict[s
         two = [(a, b) for a in range(n_seeds) for b in range(a)]
         again = [correlate([x["alone"][a] for x in c], [x["alone"][b] for x in c]) for c in bins for a, b in two]
         result["between_seeds"] = {k: spread([c[k] for c in again]) for k in ("spearman", "kendall")}
+        result["ceiling"] = _ceiling(result["between_seeds"]["spearman"]["mean"], n_seeds)
     result["bins"] = [
         {
             "bin": chosen[0]["bin"],
@@ -90,6 +98,20 @@ def compare(rows: Sequence[dict[str, Any]], n_runs: int, n_seeds: int) -> dict[s
     return result
 
 
+def _predictors(row: Mapping[str, Any]) -> list[str]:
+    return [name for name in PREDICTORS if LOSSES.get(name, "alone") in row]
+
+
+def _ceiling(agreement: float, n_seeds: int) -> dict[str, float]:
+    """Return what one who knew the nets' expected losses would reach, from how two trainings of them agree.
+
+    Spearman's correction for attenuation, √r, against one training; against the mean of n, by the Spearman-Brown
+    formula, the root of n r / (1 + (n - 1) r).
+    """
+    r = max(0.0, agreement)
+    return {"one": r**0.5, "mean": (n_seeds * r / (1 + (n_seeds - 1) * r)) ** 0.5}
+
+
 def markdown(result: dict[str, Any]) -> str:
     """Return the tables of docs/results/ranking.md."""
 
@@ -100,18 +122,21 @@ def markdown(result: dict[str, Any]) -> str:
     heads = ["predictor", "Spearman, within bins", "Kendall τ, within bins", "Spearman, over all"]
     heads += ["Spearman with the mean over seeds, within bins"] if several else []
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for key, name in PREDICTORS.items():
+    names = {key: name for key, name in PREDICTORS.items() if key in result}
+    for key, name in names.items():
         shown = [*(result[key][kind] for kind in ("spearman", "kendall")), result["over_all"][key]["spearman"]]
         shown += [result[key]["of_mean_loss"]["spearman"]] if several else []
         lines.append(f"| {name} | {' | '.join(map(cell, shown))} |")
     if several:
         again = result["between_seeds"]
         lines.append(f"| the same nets, another seed | {cell(again['spearman'])} | {cell(again['kendall'])} | | |")
-    names = " | ".join(f"Spearman, {name}" for name in PREDICTORS.values())
-    lines += ["", f"| bin, MB | nets | weights, M | loss alone | {names} |", "| --- " * (4 + len(PREDICTORS)) + "|"]
+        best = result["ceiling"]
+        lines.append(f"| most to be expected | {best['one']:.2f} | | | {best['mean']:.2f} |")
+    heads = ["bin, MB", "nets", "weights, M", "loss alone", *(f"Spearman, {name}" for name in names.values())]
+    lines += ["", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for b in result["bins"]:
         millions, loss = f"{b['weights']['min'] / 1e6:.2f} to {b['weights']['max'] / 1e6:.2f}", b["alone"]
-        ranks = " | ".join(f"{b['spearman'][key]:.2f}" for key in PREDICTORS)
+        ranks = " | ".join(f"{b['spearman'][key]:.2f}" for key in names)
         line = f"| {b['bin']:.3f} | {loss['n']} | {millions} | {loss['min']:.3f} to {loss['max']:.3f} | {ranks} |"
         lines.append(line)
     return "\n".join(lines) + "\n"
@@ -130,11 +155,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     left.set(xlabel="valid loss, trained alone", ylabel="valid loss, inherited weights")
     left.legend(frameon=False)
     places = range(len(result["bins"]))
-    for i, (key, name) in enumerate(PREDICTORS.items()):
+    names = {key: name for key, name in PREDICTORS.items() if key in result}
+    step = 0.8 / len(names)
+    for i, (key, name) in enumerate(names.items()):
         heights = [b["spearman"][key] for b in result["bins"]]
-        right.bar([place + (i - 1) * 0.27 for place in places], heights, 0.25, label=name)
+        right.bar([p + (i - (len(names) - 1) / 2) * step for p in places], heights, 0.92 * step, label=name)
     right.set(ylabel="Spearman with the loss alone", ylim=(-1, 1.35))
     right.set_xticks(places, [f"{b['bin']:.2f} MB" for b in result["bins"]])
     right.axhline(0, color="gray", linewidth=0.8)
-    right.legend(frameon=False, ncols=3, fontsize=8, loc="upper center")
+    right.legend(frameon=False, ncols=2, fontsize=8, loc="upper center")
     figure.savefig(path, dpi=130)

@@ -181,6 +181,7 @@ def test_ranks_are_compared_within_bins():
                 "size_mb": size_mb + w / 100,
                 "weights": 100 * size_mb + w,
                 "inherited": [a],
+                "tuned": [b],
                 "alone": [a, b],
             }
             for w, a, b in three
@@ -194,7 +195,14 @@ def test_ranks_are_compared_within_bins():
     assert result["over_all"]["params_only"]["spearman"]["max"] > 0.5
     assert [b["spearman"]["within_bins"] for b in result["bins"]] == pytest.approx([1.0, 0.0])
     assert result["between_seeds"]["kendall"]["mean"] == pytest.approx(0.0)
+    assert result["tuned"]["spearman"]["by_pair"] == pytest.approx([0.0, 1.0])
+    assert result["ceiling"] == {"one": 0.0, "mean": 0.0}  # where two trainings agree by 0, nobody can know
     assert "| inherited loss | 0.50 ± 1.00 |" in ranks.markdown(result)
+    for row in rows:
+        del row["tuned"]
+    result = ranks.compare(rows[:3], 1, 2)
+    assert result["ceiling"] == pytest.approx({"one": 1.0, "mean": 1.0})
+    assert "tuned" not in result and "briefly" not in ranks.markdown(result)
 
 
 def test_a_net_is_timed_once_whoever_found_it(toy_space):
