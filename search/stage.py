@@ -211,11 +211,19 @@ def say_finished(search: Search) -> None:
     for target, entries in content["targets"].items():
         rows = [_row(entry) for entry in [*entries["finalists"], *entries["baselines"]]]
         print_table(f"{search.folder}, target {target}", columns, rows)
+        _say_what_failed(target, [*entries["finalists"], *entries["baselines"]])
         best = entries["finalists"][0]
         print(f"shipped: {', '.join(str(search.folder / e['export']) for e in entries['finalists'])}")
         print(f"next: open {search.folder / REPORT}, or ship another candidate:")
         where = f"{argument('run', search.config.run)} {argument('search', search.folder.name)}"
         print(f"      python search.py {where} export={best['id']}")
+
+
+def _say_what_failed(target: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Print which nets their runtime could not run, score or make write text, and the first one's reason."""
+    failed = {e["name"]: e["measured"]["reason"] for e in entries if (e["measured"] or {}).get("reason")}
+    if failed:
+        print(f"{target} failed on {', '.join(failed)}: {next(iter(failed.values()))}")
 
 
 def _row(entry: dict[str, Any]) -> list[str]:

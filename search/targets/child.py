@@ -152,6 +152,8 @@ def _reply(child: subprocess.CompletedProcess[bytes], label: str, path: Path) ->
     """Return what the child answered, or {"error": reason} with the end of what it printed."""
     if child.returncode < 0:
         reason = f"{label} was killed by {signal.Signals(-child.returncode).name}"
+        if -child.returncode == signal.SIGILL:
+            reason += ", an instruction that this processor lacks; compile it here, as the Makefile does"
     elif child.returncode:
         reason = f"{label}'s process ended with code {child.returncode}"
     else:

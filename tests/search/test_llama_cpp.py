@@ -441,6 +441,7 @@ def test_damaged_file_is_a_reason_not_a_crash(supernet: Supernet, target: LlamaC
     ("program", "reason"),
     [
         ("kill -ABRT $$", "killed by SIGABRT"),
+        ("kill -ILL $$", "killed by SIGILL.*compile it here"),
         ("echo broken >&2; exit 3", "code 3.*broken"),
         ("echo no json", "no answer"),
         ("exec sleep 9", "more than 1 s"),

@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from search.finalists import Judge
+from search.session import FINALISTS
 from search.shipping import Shipyard
+from search.stage import say_finished
 from search.targets import Runtime
 from supernet.errors import UserError
+from supernet.files import write_json
 from supernet.losses import score_tokens
 from supernet.original import keep_original
 from supernet.pretrained.load import open_checkpoint
@@ -124,6 +127,20 @@ def test_a_file_that_writes_no_text_ends_no_search(yard, tiny_supernet, tmp_path
     found = yard.run_on(runtime, extract(tiny_supernet, tiny_supernet.space.largest), tmp_path)
     assert found["measured"]["built"] and found["measured"]["reason"] == "the prompt is too long"
     assert found["sample"] is None and found["runtime_test"]["our_loss"] > 0
+
+
+def test_the_closing_lines_say_what_did_not_run(tmp_path, capsys):
+    def entry(name, measured):
+        scores = {"test_loss": 2.0, "test_accuracy": 0.5}
+        shown = {"name": name, "inherited": scores, "fine_tuned": None, "scores": {"size_mb": 1.0}}
+        return {**shown, "measured": measured, "id": 3, "export": "export/3"}
+
+    ran, killed = {"built": True, "decode_ms": 1.0}, {"built": False, "reason": "killed by SIGILL"}
+    nets = [entry("finalist 3", killed), entry("finalist 4", ran), entry("largest F16", None)]
+    found = {"targets": {"phone": {"finalists": nets, "baselines": [entry("smallest", killed)]}}}
+    write_json(tmp_path / FINALISTS, found)
+    say_finished(SimpleNamespace(folder=tmp_path, finished=False, config=SimpleNamespace(run="runs/x")))
+    assert "\nphone failed on finalist 3, smallest: killed by SIGILL\n" in capsys.readouterr().out
 
 
 def test_no_quantizer_where_the_runtime_is_not(yard):
