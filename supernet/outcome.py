@@ -28,7 +28,8 @@ from supernet.training import SupernetTraining
 
 def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenData, metrics: Metrics) -> None:
     """Evaluate, and leave what the search reads; summary.json, written last, says that all is there."""
-    device = check_trainer(config.trainer).strategy.root_device  # Lightning has moved all of it to the CPU
+    trainer = check_trainer(config.trainer)
+    device = trainer.strategy.root_device  # Lightning has moved all of it to the CPU
     folder, supernet = run.folder / "supernet", training.supernet.eval().to(device)
     save_supernet(folder, supernet, plain(config.model, but=()))
     write_tokenization(folder, data.tokenization)
@@ -60,6 +61,7 @@ def save(config: DictConfig, run: Run, training: SupernetTraining, data: TokenDa
         "phases": phases,
         "threads": torch.get_num_threads(),
         "device": str(device),
+        "precision": str(trainer.precision),  # what `auto` came to, which is not the same on every processor
         "versions": versions(),
         "corpus": data.hash,
         "finished": time.strftime("%Y-%m-%d %H:%M"),

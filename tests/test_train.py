@@ -26,6 +26,7 @@ def result(run):
     files["metrics.csv"] = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows]
     summary = read(run / "supernet" / "summary.json")
     files["table"], files["flops"] = summary["table"], summary["flops"]
+    assert summary["precision"] in ("bf16-mixed", "32-true")
     assert all((phase["seconds"] > 0) == (phase["steps"] > 0) for phase in summary["phases"])
     files["phases"] = [{k: v for k, v in phase.items() if k != "seconds"} for phase in summary["phases"]]
     return files
