@@ -1,6 +1,7 @@
 """From a genome to files that run elsewhere: extract, fine-tune, judge, export, measure."""
 
 import copy
+import math
 import tempfile
 from collections.abc import Mapping
 from functools import cached_property
@@ -178,6 +179,8 @@ class Shipyard:
                     f"{name}: fine-tuning took its loss on valid from {before:.4f} to {after:.4f}, so it keeps the"
                     " weights it inherited; a lower finetune.lr may help"
                 )
+                if not math.isfinite(after):
+                    quality["fine_tuned"] = None  # JSON has no such numbers
         entry: dict[str, Any] = {
             "id": candidate.id if candidate else None,
             "name": name,

@@ -161,7 +161,8 @@ def test_fine_tuning_that_fails_costs_no_search(place):
     assert "finetune.lr: changed, so all fine-tuning begins again" in out
     (finalist,) = read(search / "finalists.json")["targets"]["llama_cpp"]["finalists"]
     assert f"{finalist['name']}: fine-tuning took its loss on valid from" in out
-    assert finalist["fine_tuned"]["valid_loss"] > finalist["inherited"]["valid_loss"]
+    tuned = finalist["fine_tuned"]  # none where the loss became infinite or no number, as it does on some processors
+    assert tuned is None or tuned["valid_loss"] > finalist["inherited"]["valid_loss"]
     manifest = read(search / finalist["export"] / "manifest.json")
     assert manifest["weights"] == "inherited"
     assert finalist["runtime_test"]["loss"] == pytest.approx(finalist["runtime_test"]["our_loss"], abs=1e-2)
