@@ -153,7 +153,7 @@ def _reply(child: subprocess.CompletedProcess[bytes], label: str, path: Path) ->
     if child.returncode < 0:
         reason = f"{label} was killed by {signal.Signals(-child.returncode).name}"
         if -child.returncode == signal.SIGILL:
-            reason += ", an instruction that this processor lacks; compile it here, as the Makefile does"
+            reason += ", an illegal instruction; compile it here, as the Makefile does"
     elif child.returncode:
         reason = f"{label}'s process ended with code {child.returncode}"
     else:
