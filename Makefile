@@ -3,9 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check
-# llama.cpp is compiled once, for this machine's processor. Without AMX, though: compilers drop most of its tile
-# configuration, which is set up in memory that they take for unused, and its first use is an illegal instruction
-# (gcc 12 and llama-cpp-python 0.3.36; ggml-org/llama.cpp#26954).
+# llama.cpp is compiled once, for this machine's processor: never taken from pip's cache, where a wheel may have been
+# compiled for another processor or with other options (pip tells neither apart). Without AMX, though: compilers drop
+# most of its tile configuration, which is set up in memory that they take for unused, and its first use is an illegal
+# instruction (gcc 12 and llama-cpp-python 0.3.36; ggml-org/llama.cpp#26954).
 NO_AMX := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 export CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF $(NO_AMX)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
@@ -19,7 +20,7 @@ $(VENV)/installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -e '.[dev,ray,nf4,eval]'
 	@echo "compiling llama.cpp, once (4 to 10 minutes on two cores)"
-	$(PIP) install --quiet -e '.[gguf]'
+	$(PIP) install --quiet --no-cache-dir -e '.[gguf]'
 	touch $@
 
 install: $(VENV)/installed  ## .venv with everything, llama-cpp-python too
