@@ -2,35 +2,27 @@
 
 `python benchmarks/search_quality.py` searches NAS-Bench-Macro, a table of 6,561 architectures (8 genes of 3
 choices; error in % and MFLOPs, each scaled to (x - min) / (hi - min), where hi is 20 % of error and the
-largest FLOPs; Su et al., arXiv 2103.11922), from random draws on, with neither score known beforehand.
-`... --run runs/llama_like` searches a supernet of ours for loss and size_mb, from the first population of
-`search.py` and with sizes known beforehand, as there. Both ask in the batches of `conf/search.yaml`, and every
-genome asked for counts.
+largest FLOPs; Su et al., arXiv 2103.11922), from random draws on, with neither score known beforehand. Strategies are
+asked for the batches of `conf/search.yaml`, and every genome asked for counts. A front is worth its hypervolume to
+(1.1, 1.1), as a fraction of the exact front's. What the search of a supernet of ours finds is measured by
+search_parts.py.
 
-A front is worth its hypervolume to (1.1, 1.1), as a fraction of the exact front's. On the supernet, where none
-is known, the fraction is that of the union of all fronts; there min is the union's, hi the loss of the smallest
-net that keeps its layers, and the bytes of the largest net.
-
-Writes docs/results/search_quality.json; a call replaces its own section and keeps the other's. Losses are
-kept in cache/search_quality/, so a call that was interrupted goes on where it was.
+Writes docs/results/search_quality.json.
 """
 
 import argparse
-import hashlib
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, ROOT, compose, record
+from common import ROOT, compose, record
 
 from search.candidate import Candidate, Proposal
-from search.population import first_population
 from search.strategies import shipped
-from supernet.cli import progress, typed_command
-from supernet.files import read_json
+from supernet.cli import progress
 from supernet.genes import Gene, Genome, SearchSpace
 from supernet.randomness import generator
 
@@ -46,26 +38,17 @@ def main() -> None:
     """Search, compare, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE, help="NAS-Bench-Macro's file")
-    parser.add_argument("--run", type=Path, help="search this supernet instead of the table")
-    parser.add_argument("--strategies", nargs="+", help="default: all with the table, some with a supernet")
-    parser.add_argument("--seeds", type=int, help="default: 20 with the table, 5 with a supernet")
-    parser.add_argument("--evaluations", type=int, help="default: 400 with the table, 500 with a supernet")
-    parser.add_argument("--sequences", type=int, default=16, help="of the search split, per loss")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--evaluations", type=int, default=400)
     arguments = parser.parse_args()
-    if arguments.run is None:
-        if not arguments.table.exists():
-            raise SystemExit(f"error: {arguments.table} is not there; --table=FILE names NAS-Bench-Macro's file")
-        section = {"nasbench_macro": search_table(arguments)}
-    else:
-        section = {"supernet": search_supernet(arguments)}
-    path = RESULTS / f"{NAME}.json"
-    kept = read_json(path) if path.exists() else {}
-    record(NAME, {key: kept[key] for key in ("nasbench_macro", "supernet") if key in kept} | section)
+    if not arguments.table.exists():
+        raise SystemExit(f"error: {arguments.table} is not there; --table=FILE names NAS-Bench-Macro's file")
+    record(NAME, search_table(arguments))
 
 
 def search_table(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the section of NAS-Bench-Macro."""
+    """Return what each strategy finds."""
     table = json.loads(arguments.table.read_text(encoding="utf-8"))
     space = SearchSpace([Gene(f"layers.{i}.block", (0, 1, 2), "width") for i in range(8)])
     scores = {
@@ -79,64 +62,21 @@ def search_table(arguments: argparse.Namespace) -> dict[str, Any]:
         return [tuple((scores[g][n] - low[n]) / (high[n] - low[n]) for n in low) for g in genomes]
 
     exact = hypervolume(scaled(list(scores)))
-    names = arguments.strategies or STRATEGIES
-    seeds, evaluations = arguments.seeds or 20, arguments.evaluations or 400
+    names, seeds, evaluations = arguments.strategies, arguments.seeds, arguments.evaluations
     at = [n for n in (100, 200, 400) if n <= evaluations]
     rows = {}
     with progress(total=len(names) * seeds, unit="search", desc="table") as bar:
         for name in names:
             values: dict[str, list[float]] = {f"hv_{n}": [] for n in at}
             for seed in range(seeds):
-                asked = play(name, space, scores.__getitem__, ["error", "mflops"], evaluations, seed, ())
+                asked = play(name, space, scores.__getitem__, ["error", "mflops"], evaluations, seed)
                 for n in at:
                     values[f"hv_{n}"].append(hypervolume(scaled(asked[:n])) / exact)
                 bar.update()
             rows[name] = {key: summary(column) for key, column in values.items()}
     return {
-        "command": typed_command(),
         "goal": "default: hv_200 at least 0.970, hv_400 at least 0.993",
         "seeds": seeds,
-        "default": {"strategy": default(), **rows.get(default(), {})},
-        "strategies": rows,
-    }
-
-
-def search_supernet(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the section of a supernet."""
-    from supernet.run import load_supernet
-
-    trained = load_supernet(arguments.run)
-    space = trained.supernet.space
-    names = arguments.strategies or list(dict.fromkeys(["random", PYMOO, "nsga2", default()]))
-    seeds, evaluations = arguments.seeds or 5, arguments.evaluations or 500
-    settings = compose("search", "run=none").first_population
-    objectives = ["loss", "size_mb"]
-    asked: dict[str, list[list[Genome]]] = {name: [] for name in names}
-    with cached_losses(trained, arguments) as scores:
-        for seed in range(seeds):
-            first = first_population(space, trained.gates, lambda genome: True, evaluations, seed, **settings)
-            for name in names:
-                asked[name].append(play(name, space, scores, objectives, evaluations, seed, first, scores.known_size))
-                print(f"{name}, seed {seed}: {len(set(asked[name][-1]))} genomes", flush=True)
-        points = {g: tuple(scores(g)[n] for n in objectives) for runs in asked.values() for run in runs for g in run}
-        high = np.array([scores(space.smallest)["loss"], scores(space.largest)["size_mb"]])
-    low = np.min(list(points.values()), 0)
-
-    def value(genomes: Sequence[Genome]) -> float:
-        return hypervolume([tuple((np.array(points[g]) - low) / (high - low)) for g in genomes])
-
-    whole = value(list(points))
-    at = [n for n in (100, 200, 500) if n <= evaluations] or [evaluations]
-    rows = {
-        name: {f"hv_{n}": summary([value(run[:n]) / whole for run in runs]) for n in at} for name, runs in asked.items()
-    }
-    return {
-        "command": typed_command(),
-        "run": arguments.run.name,
-        "sequences": arguments.sequences,
-        "seeds": seeds,
-        "reference": dict(zip(objectives, (low + REFERENCE * (high - low)).tolist(), strict=True)),
-        "union_members": len(front(list(points.values()))),  # type: ignore[arg-type]
         "default": {"strategy": default(), **rows.get(default(), {})},
         "strategies": rows,
     }
@@ -155,14 +95,12 @@ def play(
     objectives: Sequence[str],
     evaluations: int,
     seed: int,
-    first: Sequence[Proposal],
-    known: Scores | None = None,
 ) -> list[Genome]:
     """Return what a strategy asks for, in order."""
     if name == PYMOO:
-        return play_pymoo(space, scores, objectives, evaluations, seed, first)
+        return play_pymoo(space, scores, objectives, evaluations, seed, ())
     batch = int(compose("search", "run=none").batch)
-    strategy = shipped(name)(space, objectives, first, seed, known=known)
+    strategy = shipped(name)(space, objectives, (), seed)
     asked: list[Genome] = []
     while len(asked) < evaluations:
         rng = generator(seed, "ask", strategy.generation)
@@ -213,58 +151,6 @@ def play_pymoo(
     )
     minimize(Table(), algorithm, ("n_eval", evaluations), seed=seed)
     return asked[:evaluations]
-
-
-class Losses:
-    """Loss and size of genomes; losses are kept in a file, a line each."""
-
-    def __init__(self, path: Path, evaluator: Any) -> None:
-        self.evaluator = evaluator
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.losses = {tuple(genome): loss for genome, loss in _whole_lines(path)}
-        self.file = path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> "Losses":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-    def __call__(self, genome: Genome) -> dict[str, float]:
-        """Return the scores of a genome, by evaluation if they are not known."""
-        if genome not in self.losses:
-            self.losses[genome] = float(self.evaluator.evaluation(genome).quality[0])
-            self.file.write(json.dumps([genome, self.losses[genome]]) + "\n")
-            self.file.flush()
-        return {"loss": self.losses[genome], **self.known_size(genome)}
-
-    def known_size(self, genome: Genome) -> dict[str, float]:
-        """Return the score that is known without evaluation, as it is in `search.py`."""
-        return {"size_mb": float(self.evaluator.evaluation(genome).size_mb)}
-
-
-def cached_losses(trained: Any, arguments: argparse.Namespace) -> Losses:
-    """Return the scores of a supernet's genomes, with what earlier calls with the same weights and tokens found."""
-    from search.evaluation import Evaluator
-
-    data = trained.tokens()
-    rows = data.evaluation_batch("valid", arguments.sequences, int(data.config["sequence_length"]))
-    weights = (trained.folder / "supernet" / "model.safetensors").read_bytes()
-    key = hashlib.sha256(weights + rows.numpy().tobytes()).hexdigest()[:16]
-    evaluator = Evaluator(trained.supernet, rows, arguments.batch_size)
-    return Losses(ROOT / "cache" / NAME / f"{key}.jsonl", evaluator)
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[list[int], float]]:
-    if not path.exists():
-        return
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:  # a kill tore off the last line
-        path.write_text(whole, encoding="utf-8")
-    for line in whole.splitlines():
-        genome, loss = json.loads(line)
-        yield genome, loss
 
 
 def front(points: Points) -> Points:

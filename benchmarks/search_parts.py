@@ -1,0 +1,155 @@
+"""What is each part of the search worth, on a trained supernet and with the settings it ships with?
+
+`python benchmarks/search_parts.py --run runs/llama_like` makes the searches of VARIANTS, several seeds of each, for
+divergence and size: every genome asked for counts, the first population included. Beside them stands pymoo's NSGA-II
+from the same first population. A front is worth its hypervolume as a fraction of that of all fronts together, where 0
+is the least and 1 the smallest net's divergence and the largest net's bytes, to (1.1, 1.1). Beside it is the least
+divergence within some sizes, in nats.
+
+Each search keeps its journal under runs/NAME/search/parts_*, so a call that was interrupted goes on where it was.
+Writes docs/results/search_parts.json and .md.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, ROOT, compose, record, recorded
+from search_quality import PYMOO, Points, front, hypervolume, play_pymoo, summary
+
+from search.loop import evolve
+from search.population import first_population
+from search.profile import SENSITIVITY
+from search.session import Search, opened
+from supernet.files import write_text
+from supernet.formats import MB
+
+NAME = "search_parts"
+OBJECTIVES = ["divergence", "size_mb"]
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "as shipped": (),
+    "mutations follow sensitivity": ("evolution.bias=1",),
+    "no sensitivity seeds": ("first_population.sensitivity=0",),
+    "no gates as seeds": ("first_population.gate_samples=0",),
+    "neither of these seeds": ("first_population.sensitivity=0", "first_population.gate_samples=0"),
+    "nsga2": ("evolution=nsga2",),
+    "random": ("evolution=random",),
+}
+
+
+def main() -> None:
+    """Search, compare, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "llama_like")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--evaluations", type=int, default=400)
+    parser.add_argument("--eval-sequences", type=int, default=16)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.14, 0.17, 0.2, 0.237, 0.285])
+    arguments = parser.parse_args()
+    settings = {**vars(arguments), "run": arguments.run.name, "variants": VARIANTS}
+    recorded(NAME, settings)  # what may not be written had better not be run
+    fronts: dict[str, list[Points]] = {name: [] for name in (*VARIANTS, PYMOO)}
+    for seed in range(arguments.seeds):
+        for name in fronts:
+            fronts[name].append(points(arguments, name, seed))
+    with opened(search_config(arguments, "as shipped", 0)) as search:
+        space, supernet = search.scorer.trained.supernet.space, search.scorer.trained.supernet
+        high = np.array([search.scorer.score((space.smallest, None))["divergence"], _size(search, space.largest)])
+        f16 = float(supernet.n_bytes(space.decode(space.with_format(space.largest, "F16")))) / MB
+    rows = compare(fronts, high, [share * f16 for share in arguments.shares], arguments.evaluations)
+    record(NAME, {"settings": settings, "largest_f16_mb": f16, "variants": rows})
+    write_text(RESULTS / f"{NAME}.md", markdown(rows, arguments.shares))
+
+
+def search_config(arguments: argparse.Namespace, name: str, seed: int) -> Any:
+    """Return the configuration of a search."""
+    kept = f"parts_{''.join(c if c.isalnum() else '_' for c in name)}_{seed}"
+    fixed = [f"run={arguments.run}", f"search={kept}", f"seed={seed}", "n_threads=1", "objective=[divergence,size_mb]"]
+    sizes = [f"evaluations={arguments.evaluations}", f"eval_sequences={arguments.eval_sequences}"]
+    return compose("search", *fixed, *sizes, *VARIANTS.get(name, ()))
+
+
+def points(arguments: argparse.Namespace, name: str, seed: int) -> Points:
+    """Return divergence and size of what a search asks for, in order."""
+    print(f"{name}, seed {seed}", flush=True)
+    with opened(search_config(arguments, name, seed)) as search:
+        _profile(search, arguments.run / "search" / f"parts_{SENSITIVITY}")
+        if name != PYMOO:
+            return [tuple(c.scores[o] for o in OBJECTIVES) for c in evolve(search)]  # type: ignore[misc]
+        config, scorer = search.config, search.scorer
+        first = first_population(
+            scorer.trained.supernet.space,
+            scorer.trained.gates,
+            scorer.fits,
+            config.evaluations,
+            seed,
+            **config.first_population,
+            solutions=search.solutions,
+        )
+        found: Points = []
+
+        def scores(genome: tuple[int, ...]) -> dict[str, float]:
+            scored = scorer.score((genome, None))
+            found.append((scored["divergence"], scored["size_mb"]))
+            return scored
+
+        play_pymoo(scorer.trained.supernet.space, scores, OBJECTIVES, config.evaluations, seed, first)
+        return found[: config.evaluations]
+
+
+def _profile(search: Search, shared: Path) -> None:
+    """Measure the sensitivities once: they are those of the run, whatever is searched for."""
+    own = search.folder / SENSITIVITY
+    if shared.exists() and not own.exists():
+        shutil.copy(shared, own)
+    search.profile_sensitivity()
+    if not shared.exists():
+        shutil.copy(own, shared)
+
+
+def _size(search: Search, genome: tuple[int, ...]) -> float:
+    return search.scorer.known(genome)["size_mb"]
+
+
+def compare(
+    fronts: dict[str, list[Points]], high: np.ndarray, sizes_mb: Sequence[float], evaluations: int
+) -> dict[str, Any]:
+    """Return by variant the hypervolumes after some evaluations, and the least divergence within each size.
+
+    Args:
+        fronts: by variant and seed the points asked for, (divergence, MB), in order.
+        high: the point that counts as (1, 1).
+        sizes_mb: for the least divergence.
+        evaluations: how many there were.
+    """
+    low = np.min([p for found in fronts.values() for run in found for p in run], 0)
+
+    def value(found: Points) -> float:
+        return hypervolume([tuple((np.array(p) - low) / (high - low)) for p in front(found)])
+
+    whole = value([p for found in fronts.values() for run in found for p in run])
+    at = sorted({n for n in (100, 200, evaluations) if n <= evaluations})
+    rows: dict[str, Any] = {}
+    for name, found in fronts.items():
+        best = [summary([min(d for d, mb in run if mb <= size) for run in found]) for size in sizes_mb]
+        rows[name] = {f"hv_{n}": summary([value(run[:n]) / whole for run in found]) for n in at} | {"best": best}
+    return rows
+
+
+def markdown(rows: dict[str, Any], shares: Sequence[float]) -> str:
+    """Return the table of docs/results/search_parts.md."""
+    at = [key for key in next(iter(rows.values())) if key.startswith("hv_")]
+    heads = ["search", *(f"hypervolume at {key[3:]}" for key in at), *(f"{100 * share:g} %" for share in shares)]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for name, row in rows.items():
+        cells = [f"{row[key]['mean']:.4f} ± {row[key]['std']:.4f}" for key in at]
+        cells += [f"{best['mean']:.4f} ± {best['std']:.4f}" for best in row["best"]]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
