@@ -122,7 +122,7 @@ def compare(
     Args:
         fronts: by variant and seed the points asked for, (divergence, MB), in order.
         high: the point that counts as (1, 1).
-        sizes_mb: for the least divergence.
+        sizes_mb: for the least divergence; None where a seed found no net as small.
         evaluations: how many there were.
     """
     low = np.min([p for found in fronts.values() for run in found for p in run], 0)
@@ -134,7 +134,8 @@ def compare(
     at = sorted({n for n in (100, 200, evaluations) if n <= evaluations})
     rows: dict[str, Any] = {}
     for name, found in fronts.items():
-        best = [summary([min(d for d, mb in run if mb <= size) for run in found]) for size in sizes_mb]
+        least = [[min((d for d, mb in run if mb <= size), default=None) for run in found] for size in sizes_mb]
+        best = [summary([d for d in column if d is not None]) if None not in column else None for column in least]
         rows[name] = {f"hv_{n}": summary([value(run[:n]) / whole for run in found]) for n in at} | {"best": best}
     return rows
 
@@ -146,7 +147,7 @@ def markdown(rows: dict[str, Any], shares: Sequence[float]) -> str:
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, row in rows.items():
         cells = [f"{row[key]['mean']:.4f} ± {row[key]['std']:.4f}" for key in at]
-        cells += [f"{best['mean']:.4f} ± {best['std']:.4f}" for best in row["best"]]
+        cells += [f"{b['mean']:.4f} ± {b['std']:.4f}" if b else "not reached" for b in row["best"]]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,12 +24,16 @@ def importable(monkeypatch):
 
 
 def test_every_setting_of_the_grid_composes():
-    common, headline, ablation = (importlib.import_module(name) for name in ("common", "headline", "ablation"))
+    names = ("common", "headline", "ablation", "search_parts")
+    common, headline, ablation, parts = (importlib.import_module(name) for name in names)
     for change in ablation.CHANGES.values():
         common.compose("train", "+experiment=llama_like", *change.train)
         common.compose("search", "run=somewhere", *change.search)
     for method in headline.METHODS.values():
         assert common.compose("search", "run=somewhere", *method.settings).run == "somewhere"
+    arguments = SimpleNamespace(run="somewhere", evaluations=40, eval_sequences=8)
+    kept = {parts.search_config(arguments, name, seed).search for name in parts.VARIANTS for seed in (0, 1)}
+    assert len(kept) == 2 * len(parts.VARIANTS)
 
 
 def test_the_table_shows_what_was_not_reached(tmp_path):
@@ -215,3 +220,16 @@ def test_a_net_is_timed_once_whoever_found_it(toy_space):
         {"method": "llama.cpp", "name": low, "architecture": None},
     ]
     assert [times._net(row, space) for row in rows] == [genome, genome, low]
+
+
+def test_searches_are_worth_their_share_of_all_that_was_found():
+    parts = importlib.import_module("search_parts")
+    high = np.array([1.0, 2.0])
+    fronts = {"a": [[(1.0, 0.0), (0.0, 2.0), (0.5, 1.0)]], "b": [[(1.0, 1.0), (0.0, 2.0), (0.9, 1.5)]]}
+    rows = parts.compare(fronts, high, [0.5, 1.0], 3)
+    assert rows["a"]["hv_3"]["mean"] == pytest.approx(1.0)  # its front is that of all
+    assert rows["b"]["hv_3"]["mean"] == pytest.approx(
+        (0.1 * 0.6 + 0.1 * 0.35 + 0.9 * 0.1) / (0.1 * 1.1 + 0.5 * 0.6 + 0.5 * 0.1)
+    )
+    assert rows["a"]["best"][0]["mean"] == 1.0 and rows["b"]["best"][0] is None
+    assert "| b | 0.4022 ± 0.0000 | not reached | 1.0000 ± 0.0000 |" in parts.markdown(rows, [0.5, 1.0])
