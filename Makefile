@@ -32,7 +32,7 @@ demo: install  ## train, search, ship, report: 20 minutes on two cores
 lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy supernet search train.py
+	$(VENV)/bin/mypy supernet search train.py benchmarks
 	$(VENV)/bin/mypy search.py
 
 # Two workers with one thread each: two busy processes with two threads each crawl. In the order of testpaths, the files

@@ -195,7 +195,7 @@ class Loop:
                 losses[name] = score([p.genome for p in batch])
                 seconds[name].append(clock() - start)
             assert losses["exact"] == losses["naive"], "reuse changed a score"
-            told = []
+            told: list[Candidate] = []
             for proposal, loss, behind in zip(batch, losses["exact"], losses["hurdles"], strict=True):
                 assert behind in (None, loss), "hurdles changed a score"
                 number = len(self.candidates) + len(told)

@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import ROOT, compose, record
@@ -51,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(1)
     trained, runtime = load_supernet(arguments.run), preset(arguments.target)
     supernet, n_probes = trained.supernet, compose("search", "run=none").n_probes
-    nets = []
+    nets: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         model = measure_hardware(trained, runtime, Path(folder) / "hardware.json", n_probes)
         journal = arguments.run / "search" / arguments.search / "journal.jsonl"

@@ -42,6 +42,8 @@ class Linear(nn.Module):
         rounds: whether `effective` rounds the weight; what is stored always is.
     """
 
+    log_factors: nn.Parameter | None
+
     def __init__(self, weight: Tensor, weight_format: WeightFormat, log_factors: Tensor | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=torch.is_grad_enabled())
