@@ -1,12 +1,13 @@
-"""What is each part of the search worth, on a trained supernet and with the settings it ships with?
+"""What is each part of the search worth, on a trained supernet?
 
 `python benchmarks/search_parts.py --run runs/llama_like` makes the searches of VARIANTS, several seeds of each, for
-divergence and size: every genome asked for counts, the first population included. Beside them stands pymoo's NSGA-II
-from the same first population. A front is worth its hypervolume as a fraction of that of all fronts together, where 0
+divergence and size, with the settings that search.py ships with but for the number of sequences that candidates are
+scored on: every genome asked for counts, the first population included. Beside them stands pymoo's NSGA-II from the
+same first population. A front is worth its hypervolume as a fraction of that of all fronts together, where 0
 is the least and 1 the smallest net's divergence and the largest net's bytes, to (1.1, 1.1). Beside it is the least
 divergence within some sizes, in nats.
 
-Each search keeps its journal under runs/NAME/search/parts_*, so a call that was interrupted goes on where it was.
+What was found is kept in runs/NAME/search/parts_*, so a call that was interrupted, or has more seeds, goes on.
 Writes docs/results/search_parts.json and .md.
 """
 
@@ -24,7 +25,7 @@ from search.loop import evolve
 from search.population import first_population
 from search.profile import SENSITIVITY
 from search.session import Search, opened
-from supernet.files import write_text
+from supernet.files import read_json, write_json, write_text
 from supernet.formats import MB
 
 NAME = "search_parts"
@@ -49,7 +50,8 @@ def main() -> None:
     parser.add_argument("--eval-sequences", type=int, default=16)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.14, 0.17, 0.2, 0.237, 0.285])
     arguments = parser.parse_args()
-    settings = {**vars(arguments), "run": arguments.run.name, "variants": VARIANTS}
+    settings = {key: value for key, value in vars(arguments).items() if key != "seeds"}
+    settings |= {"run": arguments.run.name, "variants": {name: list(changes) for name, changes in VARIANTS.items()}}
     recorded(NAME, settings)  # what may not be written had better not be run
     fronts: dict[str, list[Points]] = {name: [] for name in (*VARIANTS, PYMOO)}
     for seed in range(arguments.seeds):
@@ -60,7 +62,7 @@ def main() -> None:
         high = np.array([search.scorer.score((space.smallest, None))["divergence"], _size(search, space.largest)])
         f16 = float(supernet.n_bytes(space.decode(space.with_format(space.largest, "F16")))) / MB
     rows = compare(fronts, high, [share * f16 for share in arguments.shares], arguments.evaluations)
-    record(NAME, {"settings": settings, "largest_f16_mb": f16, "variants": rows})
+    record(NAME, {"settings": settings, "seeds": arguments.seeds, "largest_f16_mb": f16, "variants": rows})
     write_text(RESULTS / f"{NAME}.md", markdown(rows, arguments.shares))
 
 
@@ -78,26 +80,32 @@ def points(arguments: argparse.Namespace, name: str, seed: int) -> Points:
     with opened(search_config(arguments, name, seed)) as search:
         _profile(search, arguments.run / "search" / f"parts_{SENSITIVITY}")
         if name != PYMOO:
-            return [tuple(c.scores[o] for o in OBJECTIVES) for c in evolve(search)]  # type: ignore[misc]
+            return [(c.scores["divergence"], c.scores["size_mb"]) for c in evolve(search) if c.whole]
+        return _pymoo(search, search.folder / "points.json")
+
+
+def _pymoo(search: Search, kept: Path) -> Points:
+    """Return what pymoo's NSGA-II asks for from the first population on, kept in a file."""
+    if not kept.exists():
         config, scorer = search.config, search.scorer
+        space, found = scorer.trained.supernet.space, []
         first = first_population(
-            scorer.trained.supernet.space,
+            space,
             scorer.trained.gates,
             scorer.fits,
             config.evaluations,
-            seed,
+            config.seed,
             **config.first_population,
             solutions=search.solutions,
         )
-        found: Points = []
 
         def scores(genome: tuple[int, ...]) -> dict[str, float]:
-            scored = scorer.score((genome, None))
-            found.append((scored["divergence"], scored["size_mb"]))
-            return scored
+            found.append(scorer.score((genome, None)))
+            return found[-1]
 
-        play_pymoo(scorer.trained.supernet.space, scores, OBJECTIVES, config.evaluations, seed, first)
-        return found[: config.evaluations]
+        play_pymoo(space, scores, OBJECTIVES, config.evaluations, config.seed, first)
+        write_json(kept, {"asked": found[: config.evaluations]})
+    return [(scored["divergence"], scored["size_mb"]) for scored in read_json(kept)["asked"]]
 
 
 def _profile(search: Search, shared: Path) -> None:
