@@ -7,8 +7,9 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 # compiled for another processor or with other options (pip tells neither apart). Without AMX, though: compilers drop
 # most of its tile configuration, which is set up in memory that they take for unused, and its first use is an illegal
 # instruction (gcc 12 and llama-cpp-python 0.3.36; ggml-org/llama.cpp#26954).
-NO_AMX := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
-export CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF $(NO_AMX)
+export CFLAGS += -U__AMX_INT8__
+export CXXFLAGS += -U__AMX_INT8__
+export CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: help install demo test check lint bench clean

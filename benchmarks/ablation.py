@@ -35,9 +35,9 @@ SANDWICH = (
 )
 HALF = ("schedule.alone_steps=524", "schedule.joint_steps=105")
 HARDLY_ANY = ("schedule.alone_steps=614", "schedule.joint_steps=12", NO_GATES)
-# As many FLOPs as the steps here.
+PHASE = {"alone_steps": 450, "joint_steps": 210, "gates_mb": [1.4, 2.2]}
+# As many FLOPs as that phase.
 COSTED = ("sandwich rule with distillation", "half of the joint phase", "hardly any joint phase")
-COSTED_FOR = {"alone_steps": 450, "joint_steps": 210}
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 WHOLE, TRUNK = "all parts", "headline"
 COMPARED = {  # how each is shown, and its unit
@@ -74,15 +74,13 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=23.7, help="per cent of the largest net's bytes in F16")
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--name", default="ablation", help="of docs/results/NAME.json")
-    parser.add_argument(
-        "--gates-mb", type=float, nargs="*", default=[1.4, 2.2], help="budgets of the gates; none: no gates"
-    )
+    parser.add_argument("--gates-mb", type=float, nargs="*", help="budgets of the gates; none: no gates")
     add_settings(parser)
-    parser.set_defaults(**COSTED_FOR)
+    parser.set_defaults(**PHASE)
     arguments = parser.parse_args()
-    steps = {key: getattr(arguments, key) for key in COSTED_FOR}
-    if steps != COSTED_FOR and set(COSTED) & set(arguments.changes):
-        parser.error(f"{', '.join(COSTED)} are at equal FLOPs for the default steps only: leave them out of --changes")
+    if _phase(arguments) != PHASE and set(COSTED) & set(arguments.changes):
+        costed = ", ".join(COSTED)
+        parser.error(f"{costed} are at equal FLOPs for the default steps and gates only: leave them out of --changes")
     settings = {k: v for k, v in vars(arguments).items() if k not in ("seeds", "changes", "workers", "name")}
     recorded(arguments.name, settings)  # what may not be written had better not be run
     rows = [_one(arguments, name, seed) for seed in arguments.seeds for name in arguments.changes]
@@ -101,7 +99,8 @@ def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     change, slug = CHANGES[name], name.replace(" ", "_").replace("-", "_")
     options = {**vars(arguments), "methods": ["joint"], "budgets": [arguments.budget]}
     Grid(argparse.Namespace(**{**options, "name": TRUNK}, trunk=None, train=[]), seed).train_trunk()
-    options["name"] = f"ablation_{slug if change.train else WHOLE.replace(' ', '_')}"
+    phase = [] if _phase(arguments) == PHASE else [arguments.alone_steps, arguments.joint_steps, *arguments.gates_mb]
+    options["name"] = "_".join(map(str, ["ablation", *phase, slug if change.train else WHOLE.replace(" ", "_")]))
     whole = ["schedule.gate_every=6", f"gates.budgets_mb={arguments.gates_mb}".replace(" ", "")]
     grid = Grid(argparse.Namespace(**options, trunk=TRUNK, train=[*whole, *change.train]), seed)
     grid.train_supernet()
@@ -116,6 +115,10 @@ def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     inherited = {f"inherited_{key}": entry["inherited"][key] for key in ("valid_loss", "test_loss")}
     largest = next(line["valid_loss"] for line in table if line["name"].startswith("largest"))
     return {**shown, **inherited, "largest_valid_loss": largest, "seed": seed, "change": name}
+
+
+def _phase(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(arguments, key) for key in PHASE}
 
 
 def _effects(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,14 @@ class Trainer:
 
     def path(self, cell: Cell) -> Path:
         """Return the file that keeps the cell's loss."""
-        decides: dict[str, Any] = {**asdict(cell), "recipe": RECIPE, "model": self.model, "corpus": self.data.hash}
-        decides |= {key: OmegaConf.to_container(self.config[key]) for key in ("optimizer", "trainer")}
-        if cell.inherits is not None:
-            decides["weights"] = weights_hash(extract(self.runs[cell.inherits].supernet, cell.genome))
+        given = {key: value for key, value in asdict(cell).items() if value is not None}
+        decides: dict[str, Any] = {**given, "recipe": RECIPE, "model": self.model, "corpus": self.data.hash}
+        if cell.inherits is None:
+            decides |= {key: OmegaConf.to_container(self.config[key]) for key in ("optimizer", "trainer")}
+        else:
+            supernet = self.runs[cell.inherits].supernet
+            decides["weights"] = [weights_hash(extract(supernet, g)) for g in (cell.genome, supernet.space.largest)]
+            decides["finetune"] = OmegaConf.to_container(_finetune(cell.steps, cell.batch_size))
         text = json.dumps({**decides, "length": self.length}, sort_keys=True)
         return CACHE / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
@@ -110,10 +115,14 @@ class Trainer:
     def _from_inherited(self, cell: Cell, work: Path) -> Decoder:
         assert cell.inherits is not None
         supernet = self.runs[cell.inherits].supernet
-        settings = compose("search", f"finetune.steps={cell.steps}", f"finetune.batch_size={cell.batch_size}")
-        tuning: FineTuning = build(settings.finetune, _recursive_=False)
+        tuning: FineTuning = build(_finetune(cell.steps, cell.batch_size), _recursive_=False)
         teacher = extract(supernet, supernet.space.largest).freeze_formats()
         return tuning.tune(work, "tuned", extract(supernet, cell.genome), teacher, self.data, cell.seed)
+
+
+@cache
+def _finetune(steps: int, batch_size: int) -> Any:
+    return compose("search", f"finetune.steps={steps}", f"finetune.batch_size={batch_size}").finetune
 
 
 class _Alone(L.LightningModule):

@@ -1,7 +1,13 @@
 """Entries of finalists.json: which of their weights ship."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+
+def all_finite(scores: Mapping[str, Any]) -> bool:
+    """Return whether scores are all numbers, as JSON knows them."""
+    return all(all_finite(score) if isinstance(score, Mapping) else math.isfinite(score) for score in scores.values())
 
 
 def ships_tuned(entry: Mapping[str, Any]) -> bool:

@@ -1,7 +1,6 @@
 """From a genome to files that run elsewhere: extract, fine-tune, judge, export, measure."""
 
 import copy
-import math
 import tempfile
 from collections.abc import Mapping
 from functools import cached_property
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from search.candidate import Candidate
-from search.entries import ships_tuned
+from search.entries import all_finite, ships_tuned
 from search.finalists import Judge
 from search.finetune import WEIGHTS, FineTuning
 from search.scoring import Scorer
@@ -170,17 +169,17 @@ class Shipyard:
         trial = None
         if tune:
             tuned, trial = self.tuner.tuned(self.work(key), name, genome)
-            quality["fine_tuned"] = self.judge.scores(self.as_run(tuned))
+            scores = self.judge.scores(self.as_run(tuned))
+            if all_finite(scores):
+                quality["fine_tuned"] = scores
             if ships_tuned(quality):
                 decoder = tuned
             else:
-                before, after = (quality[state]["valid_loss"] for state in ("inherited", "fine_tuned"))
-                print(
-                    f"{name}: fine-tuning took its loss on valid from {before:.4f} to {after:.4f}, so it keeps the"
-                    " weights it inherited; a lower finetune.lr may help"
-                )
-                if not math.isfinite(after):
-                    quality["fine_tuned"] = None  # JSON has no such numbers
+                before, after = quality["inherited"]["valid_loss"], scores["valid_loss"]
+                took = f"took its loss on valid from {before:.4f} to {after:.4f}"
+                did = took if quality["fine_tuned"] else "ended in losses that are no numbers"
+                kept = "it keeps the weights it inherited; a lower finetune.lr may help"
+                print(f"{name}: fine-tuning {did}, so {kept}")
         entry: dict[str, Any] = {
             "id": candidate.id if candidate else None,
             "name": name,

@@ -1,7 +1,9 @@
 """Fine-tuning of the nets of a search, from the supernet's weights or from those that the supernet began with."""
 
 import copy
+import math
 import shutil
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -113,4 +115,4 @@ class Tuner:
                 linear.freeze()
         with torch.inference_mode():
             loss, _ = evaluate(tuned.to(best_device()), self.valid, self.batch_size)
-        return loss
+        return loss if math.isfinite(loss) else sys.float_info.max  # the worst; JSON has no infinity

@@ -160,10 +160,9 @@ def test_fine_tuning_that_fails_costs_no_search(place):
     out = place.search(*options, "finetune.lr=10").fine
     assert "finetune.lr: changed, so all fine-tuning begins again" in out
     (finalist,) = read(search / "finalists.json")["targets"]["llama_cpp"]["finalists"]
-    assert f"{finalist['name']}: fine-tuning took its loss on valid from" in out
     tuned = finalist["fine_tuned"]  # none where the loss became infinite or no number, as it does on some processors
-    odd = re.search(r"from [0-9.]+ to (nan|inf), so", out)
-    assert (tuned is None) is bool(odd)
+    did = "took its loss on valid from" if tuned else "ended in losses that are no numbers"
+    assert f"{finalist['name']}: fine-tuning {did}" in out
     assert tuned is None or tuned["valid_loss"] > finalist["inherited"]["valid_loss"]
     manifest = read(search / finalist["export"] / "manifest.json")
     assert manifest["weights"] == "inherited"

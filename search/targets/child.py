@@ -43,12 +43,14 @@ class ChildRuntime(Runtime):
         module: that answers, with `serve`.
         label: of the runtime in messages.
         environment: variables that are set for it.
+        built_for: how to get one that is built for the processor here, where it may have been built for another.
         timeout_s: for any task.
     """
 
     module: ClassVar[str]
     label: ClassVar[str]
     environment: ClassVar[Mapping[str, str]] = {}
+    built_for: ClassVar[str] = ""
     timeout_s: float
 
     @abstractmethod
@@ -84,7 +86,26 @@ class ChildRuntime(Runtime):
             )
         except subprocess.TimeoutExpired:
             return {"error": f"{path} could not be run: more than {self.timeout_s} s (targets.{self.name}.timeout_s)"}
-        return _reply(child, self.label, path)
+        return self._reply(child, path)
+
+    def _reply(self, child: subprocess.CompletedProcess[bytes], path: Path) -> dict[str, Any]:
+        """Return what the child answered, or {"error": reason} with the end of what it printed."""
+        if child.returncode < 0:
+            reason = f"{self.label} was killed by {signal.Signals(-child.returncode).name}"
+            if -child.returncode == signal.SIGILL:
+                reason += ", an illegal instruction" + (f"; {self.built_for}" if self.built_for else "")
+        elif child.returncode:
+            reason = f"{self.label}'s process ended with code {child.returncode}"
+        else:
+            try:
+                reply: dict[str, Any] = json.loads(child.stdout)
+            except ValueError:
+                reply = {"error": f"{self.label}'s process gave no answer"}
+            if "error" not in reply:
+                return reply
+            reason = reply["error"]
+        printed = " ".join(child.stderr.decode("utf-8", errors="replace").split())[-STDERR_TAIL:]
+        return {"error": f"{path} could not be run: {reason}" + (f": {printed}" if printed else "")}
 
     def measured(self, path: Path, **settings: Any) -> dict[str, Any]:
         """Return the reply to the task `measure` with `built` True, or `built` False and a `reason`.
@@ -146,26 +167,6 @@ def check_quantizer(name: str, conf: str, kinds: Sequence[str], known: Sequence[
         asked = kinds if isinstance(kinds, str | None) else list(kinds)
         raise UserError(f"targets.{name}.quantizer must list some of {', '.join(known)}, got {asked!r} ({conf})")
     return tuple(kinds)
-
-
-def _reply(child: subprocess.CompletedProcess[bytes], label: str, path: Path) -> dict[str, Any]:
-    """Return what the child answered, or {"error": reason} with the end of what it printed."""
-    if child.returncode < 0:
-        reason = f"{label} was killed by {signal.Signals(-child.returncode).name}"
-        if -child.returncode == signal.SIGILL:
-            reason += ", an illegal instruction; compile it here, as the Makefile does"
-    elif child.returncode:
-        reason = f"{label}'s process ended with code {child.returncode}"
-    else:
-        try:
-            reply: dict[str, Any] = json.loads(child.stdout)
-        except ValueError:
-            reply = {"error": f"{label}'s process gave no answer"}
-        if "error" not in reply:
-            return reply
-        reason = reply["error"]
-    printed = " ".join(child.stderr.decode("utf-8", errors="replace").split())[-STDERR_TAIL:]
-    return {"error": f"{path} could not be run: {reason}" + (f": {printed}" if printed else "")}
 
 
 def serve(*tasks: Task) -> None:

@@ -1,5 +1,7 @@
 """What a runtime's own quantizer makes: judged by the runtime, kept, and a line where it fails."""
 
+import copy
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from search.entries import ships_tuned
 from search.finalists import Judge
 from search.session import FINALISTS
 from search.shipping import Shipyard
@@ -104,6 +107,27 @@ def test_the_largest_net_is_fine_tuned_unless_that_made_it_worse(yard, tiny_supe
         decoder, better = yard.best_largest
         assert better is doubled
         assert torch.equal(decoder.norm.weight, tuned.norm.weight) is doubled
+
+
+@pytest.mark.parametrize("gain", [torch.nan, 2.0])
+def test_what_fine_tuning_ruined_does_not_ship(yard, tiny_supernet, monkeypatch, capsys, gain):
+    tuned = extract(tiny_supernet, tiny_supernet.space.largest)
+    with torch.no_grad():
+        tuned.norm.weight.mul_(gain)
+        tuned.embedding.weight.mul_(gain)
+    yard.tuner = SimpleNamespace(tuned=lambda work, name, genome: (tuned, None))
+    yard.finetuning = SimpleNamespace(steps=1, baselines=True)
+    yard.as_run = lambda decoder: copy.deepcopy(decoder).freeze_formats()
+    yard.scorer.costs = lambda architecture: {}
+    entry = Shipyard.baseline(yard, "largest", tiny_supernet.space.largest)
+    kept = json.loads((yard.work("largest") / "entry.json").read_text(), parse_constant=pytest.fail)  # no NaN
+    out = capsys.readouterr().out
+    if gain == 2.0:
+        assert kept["fine_tuned"]["valid_loss"] > kept["inherited"]["valid_loss"]
+        assert "largest: fine-tuning took its loss on valid from" in out
+    else:
+        assert kept["fine_tuned"] is None and "largest: fine-tuning ended in losses that are no numbers, so" in out
+    assert not ships_tuned(entry)
 
 
 @torch.inference_mode()

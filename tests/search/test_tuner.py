@@ -1,5 +1,6 @@
 """What fine-tuning begins with: of two beginnings the better, found out once."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,14 @@ def test_what_fits_the_text_better_is_chosen(tuner, tiny_supernet, tmp_path):
         inherited.norm.weight.mul_(20)  # sure of what it gets wrong
     chosen, losses = tuner.choose(tmp_path, genome, inherited)
     assert losses["original"] < losses["inherited"] and chosen is not inherited
+
+
+def test_a_beginning_that_came_to_nothing_is_the_worst(tuner, tiny_supernet, tmp_path):
+    inherited = extract(tiny_supernet, tiny_supernet.space.largest)
+    with torch.no_grad():
+        inherited.norm.weight.fill_(torch.nan)
+    chosen, losses = tuner.choose(tmp_path, tiny_supernet.space.largest, inherited)
+    assert chosen is not inherited and losses["original"] < losses["inherited"] < math.inf
 
 
 @pytest.mark.parametrize("unrounded", [False, True])
