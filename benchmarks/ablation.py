@@ -38,6 +38,7 @@ HARDLY_ANY = ("schedule.alone_steps=614", "schedule.joint_steps=12", NO_GATES)
 PHASE = {"alone_steps": 450, "joint_steps": 210, "gates_mb": [1.4, 2.2]}
 # As many FLOPs as that phase.
 COSTED = ("sandwich rule with distillation", "half of the joint phase", "hardly any joint phase")
+GATE_SEEDS = "first_population.gate_samples=6"
 LOW_BITS = ("Q2_K", "Q3_K", "Q4_0")
 WHOLE, TRUNK = "all parts", "headline"
 COMPARED = {  # how each is shown, and its unit
@@ -105,7 +106,7 @@ def _one(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     grid = Grid(argparse.Namespace(**options, trunk=TRUNK, train=[*whole, *change.train]), seed)
     grid.train_supernet()
     search = f"ablation {slug} at {arguments.budget:g}"
-    settings = grid.search_settings(search, Method("joint", change.search))
+    settings = grid.search_settings(search, Method("joint", (GATE_SEEDS, *change.search)))
     run_script("search.py", *settings)
     folder = ROOT / next(s for s in settings if s.startswith("run=")).removeprefix("run=")
     finalists = read_json(folder / "search" / search.replace(" ", "_") / "finalists.json")

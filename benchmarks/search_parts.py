@@ -30,14 +30,15 @@ from supernet.formats import MB
 
 NAME = "search_parts"
 OBJECTIVES = ["divergence", "size_mb"]
+GATES = "first_population.gate_samples=6"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as shipped": (),
-    "mutations follow sensitivity": ("evolution.bias=1",),
-    "no sensitivity seeds": ("first_population.sensitivity=0",),
-    "no gates as seeds": ("first_population.gate_samples=0",),
-    "neither of these seeds": ("first_population.sensitivity=0", "first_population.gate_samples=0"),
-    "nsga2": ("evolution=nsga2",),
-    "random": ("evolution=random",),
+    "gates as seeds, too": (GATES,),
+    "gates as seeds, mutations follow sensitivity": (GATES, "evolution.bias=1"),
+    "gates as seeds, no sensitivities": (GATES, "first_population.sensitivity=0"),
+    "neither gates nor sensitivities as seeds": ("first_population.sensitivity=0",),
+    "nsga2, all seeds": (GATES, "evolution=nsga2"),
+    "random, all seeds": (GATES, "evolution=random"),
 }
 
 
@@ -71,7 +72,7 @@ def search_config(arguments: argparse.Namespace, name: str, seed: int) -> Any:
     kept = f"parts_{''.join(c if c.isalnum() else '_' for c in name)}_{seed}"
     fixed = [f"run={arguments.run}", f"search={kept}", f"seed={seed}", "n_threads=1", "objective=[divergence,size_mb]"]
     sizes = [f"evaluations={arguments.evaluations}", f"eval_sequences={arguments.eval_sequences}"]
-    return compose("search", *fixed, *sizes, *VARIANTS.get(name, ()))
+    return compose("search", *fixed, *sizes, *VARIANTS.get(name, (GATES,)))
 
 
 def points(arguments: argparse.Namespace, name: str, seed: int) -> Points:
