@@ -43,14 +43,14 @@ class ChildRuntime(Runtime):
         module: that answers, with `serve`.
         label: of the runtime in messages.
         environment: variables that are set for it.
-        built_for: how to get one that is built for the processor here, where it may have been built for another.
+        remedy: what to do about an illegal instruction, in a few words.
         timeout_s: for any task.
     """
 
     module: ClassVar[str]
     label: ClassVar[str]
     environment: ClassVar[Mapping[str, str]] = {}
-    built_for: ClassVar[str] = ""
+    remedy: ClassVar[str] = ""
     timeout_s: float
 
     @abstractmethod
@@ -93,7 +93,7 @@ class ChildRuntime(Runtime):
         if child.returncode < 0:
             reason = f"{self.label} was killed by {signal.Signals(-child.returncode).name}"
             if -child.returncode == signal.SIGILL:
-                reason += ", an illegal instruction" + (f"; {self.built_for}" if self.built_for else "")
+                reason += ", an illegal instruction" + (f"; {self.remedy}" if self.remedy else "")
         elif child.returncode:
             reason = f"{self.label}'s process ended with code {child.returncode}"
         else:

@@ -44,7 +44,7 @@ class LlamaCpp(ChildRuntime):
     module = "search.targets.llama_cpp_child"
     label = "llama.cpp"
     environment: ClassVar[Mapping[str, str]] = ENVIRONMENT
-    built_for = "compile it here, as the Makefile does"
+    remedy = "compile it here, as the Makefile does"
     file_name = "model.gguf"
     quantizer_name = "llama.cpp"
     rounds_activations = True
