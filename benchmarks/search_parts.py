@@ -21,8 +21,7 @@ import numpy as np
 from common import RESULTS, ROOT, compose, record, recorded
 from search_quality import PYMOO, Points, front, hypervolume, play_pymoo, summary
 
-from search.loop import evolve
-from search.population import first_population
+from search.loop import evolve, first_proposals
 from search.profile import SENSITIVITY
 from search.session import Search, opened
 from supernet.files import read_json, write_json, write_text
@@ -90,21 +89,12 @@ def _pymoo(search: Search, kept: Path) -> Points:
     if not kept.exists():
         config, scorer = search.config, search.scorer
         space, found = scorer.trained.supernet.space, []
-        first = first_population(
-            space,
-            scorer.trained.gates,
-            scorer.fits,
-            config.evaluations,
-            config.seed,
-            **config.first_population,
-            solutions=search.solutions,
-        )
 
         def scores(genome: tuple[int, ...]) -> dict[str, float]:
             found.append(scorer.score((genome, None)))
             return found[-1]
 
-        play_pymoo(space, scores, OBJECTIVES, config.evaluations, config.seed, first)
+        play_pymoo(space, scores, OBJECTIVES, config.evaluations, config.seed, first_proposals(search))
         write_json(kept, {"asked": found[: config.evaluations]})
     return [(scored["divergence"], scored["size_mb"]) for scored in read_json(kept)["asked"]]
 

@@ -17,13 +17,11 @@ from supernet.randomness import generator
 FAILED = "failed"  # how `stopped` begins where no score could be had
 
 
-def evolve(search: Search) -> list[Candidate]:
-    """Evaluate candidates until the journal holds as many as asked for; return them."""
+def first_proposals(search: Search) -> list[Proposal]:
+    """Return what a search begins with."""
     config, scorer = search.config, search.scorer
-    space = scorer.trained.supernet.space
-    journal = Journal(search.folder / JOURNAL, space)
-    first = first_population(
-        space,
+    return first_population(
+        scorer.trained.supernet.space,
         scorer.trained.gates,
         scorer.fits,
         config.evaluations,
@@ -31,7 +29,14 @@ def evolve(search: Search) -> list[Candidate]:
         **config.first_population,
         solutions=search.solutions,
     )
-    strategy = search.make_strategy(first)
+
+
+def evolve(search: Search) -> list[Candidate]:
+    """Evaluate candidates until the journal holds as many as asked for; return them."""
+    config, scorer = search.config, search.scorer
+    space = scorer.trained.supernet.space
+    journal = Journal(search.folder / JOURNAL, space)
+    strategy = search.make_strategy(first_proposals(search))
     done = 0
     with (
         search.workers() as workers,
